@@ -1,0 +1,159 @@
+"""Predictions: read, written, acted on. Properties by hypothesis, decisions by hand."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masa
+from masa import MetaPrediction, expert_target, hint_notions, length_limit, parse_meta, render_meta, should_skip
+
+GOOD = {"pass_rate": 5, "solution_length": 33, "notions": ["carry"]}
+PARSED = MetaPrediction(5 / 8, 33, ("carry",))
+
+predictions = st.builds(
+    MetaPrediction,
+    st.integers(0, 8).map(lambda count: count / 8),
+    st.integers(1, masa.MAX_SOLUTION_LENGTH),
+    st.lists(st.text(st.characters(), max_size=20), max_size=5).map(tuple),  # lone surrogates too
+)
+
+
+@given(predictions)
+def test_what_is_rendered_is_parsed_again(prediction):
+    assert parse_meta(render_meta(prediction)) == prediction
+    assert parse_meta(f"I think {{so}}:\n```json\n{render_meta(prediction)}\n``` {{\n") == prediction
+    render_meta(prediction).encode()  # a tokenizer wants UTF-8
+
+
+@given(st.text(st.characters()) | st.text('{}[]":,0123456789.eE-+ntfapsolutin_rgh\\'))
+def test_any_text_is_parsed_to_a_valid_prediction_or_none(text):
+    prediction = parse_meta(text)
+    assert prediction is None or (0 <= prediction.pass_rate <= 1 and prediction.solution_length >= 1)
+
+
+@given(st.permutations(list(GOOD)), st.sampled_from([None, 0, 4]), st.sampled_from([(",", ":"), (" , ", " : ")]))
+def test_order_and_spacing_do_not_matter(order, indent, separators):
+    assert parse_meta(json.dumps({key: GOOD[key] for key in order}, indent=indent, separators=separators)) == PARSED
+
+
+def test_a_pass_rate_is_rounded_to_the_nearest_eighth():
+    assert parse_meta(render_meta(MetaPrediction(0.30, 5, ()))) == MetaPrediction(0.25, 5, ())
+    assert parse_meta(render_meta(MetaPrediction(0.32, 5, ()))) == MetaPrediction(0.375, 5, ())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pass_rate": 9},
+        {"pass_rate": -1},
+        {"pass_rate": True},
+        {"pass_rate": 0.5},
+        {"pass_rate": float("nan")},
+        {"pass_rate": float("inf")},
+        {"pass_rate": "5"},
+        {"pass_rate": None},
+        {"solution_length": 0},
+        {"solution_length": -3},
+        {"solution_length": 1.5},
+        {"solution_length": False},
+        {"solution_length": 10**7},
+        {"solution_length": [33]},
+        {"notions": "carry"},
+        {"notions": [1]},
+        {"notions": None},
+        {"notions": {"carry": 1}},
+    ],
+    ids=str,
+)
+def test_a_bad_value_makes_the_prediction_none(change):
+    assert parse_meta(json.dumps(GOOD)) == PARSED
+    assert parse_meta(json.dumps(GOOD | change)) is None
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_missing_key_makes_the_prediction_none(key):
+    assert parse_meta(json.dumps({k: v for k, v in GOOD.items() if k != key})) is None
+
+
+def test_the_last_whole_object_counts():
+    other = json.dumps(GOOD | {"pass_rate": 1})
+    assert parse_meta(f"{other} no, rather {json.dumps(GOOD)}") == PARSED
+    assert parse_meta(f"{json.dumps(GOOD)} or {other[:-5]}") == PARSED  # the second is torn
+    assert parse_meta(f"{json.dumps(GOOD)} {json.dumps(GOOD | {'pass_rate': 99})}") is None
+    assert parse_meta(f'{json.dumps(GOOD)} and in short {{"x": 1}} {{}}') == PARSED
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{" * 10_000, '{"a":' * 10_000, "[" * 10_000, '{"pass_rate": ' + "9" * 10_000]
+)
+def test_hostile_text_is_no_prediction(text):
+    assert parse_meta(text) is None
+
+
+def rates(*values, length=30):
+    return [None if value is None else MetaPrediction(value, length, ()) for value in values]
+
+
+@pytest.mark.parametrize(
+    "given_rates, skipped",
+    [
+        ((0.0, 0.0, 0.0, 0.0), True),
+        ((1.0, 1.0, 0.875, 1.0), True),  # mean .969, standard deviation .054
+        ((0.0, 0.0, 0.25, 0.0), False),  # mean .0625, but standard deviation .108
+        ((0.5, 0.5, 0.5, 0.5), False),  # they agree, on a problem that teaches
+        ((0.125, 0.125, 0.125), False),  # mean .125 > .1
+        ((0.0, None), True),  # half parsed
+        ((0.0, None, None), False),  # fewer than half
+        ((None, None), False),
+        ((), False),
+        ((1.0,), True),
+    ],
+)
+def test_the_gate_by_hand(given_rates, skipped):
+    assert should_skip(rates(*given_rates)) is skipped
+
+
+def test_the_gate_uses_the_population_standard_deviation_and_includes_its_margin():
+    pair = rates(0.0, 0.1875)  # population .09375 < .1, sample .1326
+    assert should_skip(pair)
+    assert should_skip(rates(0.25, 0.25), margin=0.25)
+    assert not should_skip(rates(0.0, 0.2), std_threshold=0.1)  # .1 is not below .1
+
+
+def test_the_limit_by_hand():
+    def predicted(*lengths):
+        return [None if x is None else MetaPrediction(0.5, x, ()) for x in lengths]
+
+    assert length_limit(predicted(10, 20, 90), ceiling=1000) == 40  # twice the median
+    assert length_limit(predicted(10, 15), ceiling=1000) == 25  # 2 x 12.5
+    assert length_limit(predicted(10, 15), multiplier=1.5, ceiling=1000) == 19  # 18.75, rounded up
+    assert length_limit(predicted(600, 700), ceiling=1000) == 1000
+    assert length_limit(predicted(10, None), ceiling=1000) == 20
+    assert length_limit(predicted(10, None, None), ceiling=1000) == 1000
+    assert length_limit([], ceiling=1000) == 1000
+    assert length_limit(predicted(1), multiplier=0.1) == 1
+
+
+def test_an_expert_has_the_best_notions_and_the_true_figures():
+    group = [MetaPrediction(0.0, 9, ("a",)), None, MetaPrediction(1.0, 70, ("b", "c")), MetaPrediction(0.5, 5, ("d",))]
+    expert = expert_target(group, [0.3, 0.0, 0.5, 0.5], [20, 31, 40], pass_rate=3 / 8)
+    assert expert == MetaPrediction(3 / 8, 31, ("b", "c"))
+    assert expert_target(group, [0.19, 0.0, 0.1, 0.0], [20], 0.5) is None  # below .2
+    assert expert_target(group, [0.2, 0.0, 0.1, 0.0], [20], 0.5).notions == ("a",)  # .2 is enough
+    assert expert_target(group, [0.3, 0.0, 0.5, 0.5], [], 0.0) is None  # no correct rollout, no true length
+    assert expert_target([], [], [20], 0.5) is None
+
+
+def test_hints_are_the_notions_named_most():
+    group = [MetaPrediction(0, 1, notions) for notions in (("a", "b", "b"), ("b", "c"), ("c", "b"))]
+    assert hint_notions(group, count=2) == ("b", "c")
+    assert hint_notions([None, None, group[0]]) == ()
+
+
+def test_prompts_hold_what_they_must():
+    assert "1 + 1 = ?" in masa.solution_prompt("1 + 1 = ?") and "\\boxed{}" in masa.solution_prompt("1 + 1 = ?")
+    assert "carry, borrow" in masa.solution_prompt("x", ["carry", "borrow"])
+    prompt = masa.meta_prompt("1 + 1 = ?", 777)
+    assert all(part in prompt for part in ("1 + 1 = ?", "777", "pass_rate", "solution_length", "notions", "0 to 8"))
