@@ -1,0 +1,490 @@
+"""Are the problems right, reproducible and kept apart? Answers are recomputed here from the text alone."""
+
+import importlib
+import itertools
+import json
+import random
+import re
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tasks
+from tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
+
+BUILT_IN = ("arithmetic", "words", "logic")
+
+
+def problems_of(name: str, count: int, **options) -> list[Problem]:
+    return load_problems(name, **options).train(seed=0, start=0, count=count)
+
+
+# ------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.mark.parametrize(
+    ("text", "totals", "notions"),
+    [
+        ("9+8-4+7", [17, 13, 20], ["carry", "", "carry"]),
+        ("3-8", [-5], ["flip"]),
+        ("3-8-7", [-5, -12], ["flip", "carry"]),  # 5 + 7 below zero
+        ("3-8-7+4", [-5, -12, -8], ["flip", "carry", "borrow"]),  # 12 - 4 below zero
+        ("3-8+9", [-5, 4], ["flip", "flip"]),
+        ("9+8-8", [17, 9], ["carry", "borrow"]),
+        ("5-5", [0], [""]),
+        ("5-5-7", [0, -7], ["", ""]),  # from zero nothing is hard
+        ("5-5+7", [0, 7], ["", ""]),
+        ("1-6+5-9", [-5, 0, -9], ["flip", "", ""]),
+        ("9+1-1", [10, 9], ["carry", "borrow"]),
+        ("4", [], []),
+    ],
+)
+def test_chains_worked_by_hand(text, totals, notions):
+    steps = chain_steps(text)
+    assert [step.total_after for step in steps] == totals
+    assert [step.notion for step in steps] == notions
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=8), st.lists(st.booleans(), min_size=7, max_size=7))
+def test_chain_totals_are_signed_sums(digits, signs):
+    terms = [digits[0]] + [digit if plus else -digit for digit, plus in zip(digits[1:], signs, strict=False)]
+    steps = chain_steps(str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:]))
+    assert [step.total_after for step in steps] == list(itertools.accumulate(terms))[1:]
+    assert [step.total_before for step in steps] == list(itertools.accumulate(terms))[:-1]
+    for step in steps:  # another way to say what is hard: a tens digit moves, or the sign does
+        before, after = step.total_before, step.total_after
+        assert (step.notion == "flip") == (before * after < 0)
+        if before * after > 0:
+            assert (step.notion in ("carry", "borrow")) == (abs(before) // 10 != abs(after) // 10)
+            assert step.notion != ("borrow" if abs(after) > abs(before) else "carry")
+
+
+@pytest.mark.parametrize("text", ["", "12+3", "437*862", "+3", "3+", "3 + 4", "3+-4", "٣+4", "3+4\n"])
+def test_what_is_no_chain_is_refused(text):
+    with pytest.raises(ProblemError, match="expected a chain of single digits"):
+        chain_steps(text)
+
+
+def test_arithmetic_answers_and_levels():
+    problems = problems_of("arithmetic", 400)
+    for problem in problems:
+        if problem.level == tasks.PRODUCT_LEVEL:
+            left, right = problem.text.split("*")
+            assert len(left) == len(right) == 3 and int(problem.answer) == int(left) * int(right)
+        else:
+            terms = re.findall(r"[+-]?[1-9]", problem.text)
+            assert "".join(terms) == problem.text and problem.level == len(terms) - 1
+            assert problem.answer == str(sum(map(int, terms)))
+    counts = Counter(problem.level for problem in problems)
+    assert set(counts) == {1, 2, 3, 4, 5, 6} and 40 <= counts[6] <= 80  # 15% of 400 is 60
+    assert any(problem.answer.startswith("-") for problem in problems)
+
+
+def test_hopeless_share():
+    assert all("*" not in problem.text for problem in problems_of("arithmetic", 100, hopeless=0))
+    assert all("*" in problem.text for problem in problems_of("arithmetic", 20, hopeless=1))
+    with pytest.raises(ProblemError, match=r"hopeless: found 1\.5, expected a share"):
+        load_problems("arithmetic", hopeless=1.5)
+
+
+# ------------------------------------------------------------------------------- words
+
+
+BY_HAND = [  # what the generator writes for seed = family, level 5, and its answer worked out by hand from the text
+    ("Emma buys 47 shells for $76 each.", "2828"),  # 47*76 = 3572, +29, -66 = 3535, less a fifth
+    ("Ben has $590 and spends $30 on lunch.", "12"),  # 560, +69, -5 = 624, shared by 52
+    ("Farid cycles for 5 hours at 12 km per hour.", "152"),  # 60 + 16 = 76, ten times, at 5 km per hour
+    ("The house of Olga is 79 years old.", "201"),  # 82, 164, 129, 201
+    ("Leo has 30 beads and Grace has 68 more than Leo.", "32"),  # 30 + 98 = 128, 58, 106 = 2*37 + 32
+    ("Maya has 154 apples, and 1/2 of them are red.", "11"),  # 77, 155, 110, a tenth
+    ("79 painters need 42 days to paint a hall.", "238"),  # 3318 + 20 - 6 = 3332 = 14*238
+    ("A machine runs for 13 hours and 57 minutes.", "8888"),  # 837 + 55 = 892, ten times, less 32
+]
+
+
+@pytest.mark.parametrize("family", range(len(FAMILIES)))
+def test_stories_worked_by_hand(family):
+    beginning, answer = BY_HAND[family]
+    problem = tasks.make_words(random.Random(family), 5, family)
+    assert problem.text.startswith(beginning)
+    assert problem.answer == answer
+
+
+P, T = r"[A-Z][a-z]+", "(?:apples|beads|books|buttons|cards|marbles|pencils|shells|stamps|stickers)"
+READINGS = [  # an independent reader: what each sentence says, from its numbers as written; t is the value before it
+    (rf"{P} buys (\d+) {T} for \$(\d+) each", lambda t, a, b: a * b),
+    (rf"{P} also takes a bag for \$(\d+)", lambda t, a: t + a),
+    (r"A coupon takes \$(\d+) off the bill", lambda t, a: t - a),
+    (r"Finally the shop takes (\d+)% off the whole bill", lambda t, a: t - t * a / 100),
+    (rf"{P} has \$(\d+) and spends \$(\d+) on lunch", lambda t, a, b: a - b),
+    (rf"Then {P} pays {P} a debt of \$(\d+)", lambda t, a: t + a),
+    (rf"Then {P} spends \$(\d+) on a book", lambda t, a: t - a),
+    (rf"{P} shares this money equally among (\d+) children", lambda t, a: t / a),
+    (rf"{P} cycles for (\d+) hours at (\d+) km per hour", lambda t, a, b: a * b),
+    (rf"Then {P} walks (\d+) km", lambda t, a: t + a),
+    (rf"{P} makes this same trip (\d+) times", lambda t, a: t * a),
+    (rf"{P} drives the same total distance at (\d+) km per hour", lambda t, a: t / a),
+    (rf"The house of {P} is (\d+) years old", lambda t, a: Fraction(a)),
+    (rf"That of {P} is (\d+) years older", lambda t, a: t + a),
+    (rf"The house of {P} is twice as old as that of {P}", lambda t: 2 * t),
+    (rf"The house of {P} is (\d+) years younger than that of {P}", lambda t, a: t - a),
+    (r"(\d+) years go by", lambda t, a: t + a),
+    (rf"{P} has (\d+) {T} and {P} has (\d+) more than {P}", lambda t, a, b: a + a + b),
+    (rf"They give away (\d+) of their {T}", lambda t, a: t - a),
+    (rf"Then they find (\d+) more {T}", lambda t, a: t + a),
+    (r"They put all of them into bags of (\d+), as many full bags as possible", lambda t, a: t - a * (t // a)),
+    (rf"{P} has (\d+) {T}, and 1/(\d+) of them are red", lambda t, a, b: Fraction(a, b)),
+    (rf"Then {P} gets (\d+) more red {T}", lambda t, a: t + a),
+    (rf"{P} takes away (\d+) of the red {T}", lambda t, a: t - a),
+    (rf"{P} puts 1/(\d+) of the red {T} into a jar", lambda t, a: t / a),
+    (r"(\d+) painters need (\d+) days to paint a hall", lambda t, a, b: a * b),
+    (r"A second hall is as much work as one painter does in (\d+) days", lambda t, a: t + a),
+    (r"But (\d+) painters have already worked for one day", lambda t, a: t - a),
+    (r"Now (\d+) painters do this work together, all equally fast", lambda t, a: t / a),
+    (r"A machine runs for (\d+) hours and (\d+) minutes", lambda t, a, b: 60 * a + b),
+    (r"Then it runs for (\d+) minutes more", lambda t, a: t + a),
+    (r"It does all this (\d+) times", lambda t, a: t * a),
+    (r"For (\d+) of these minutes it only warms up", lambda t, a: t - a),
+]
+
+
+def read_story(text: str) -> Fraction:
+    value = Fraction(0)
+    *sentences, question = re.split(r"(?<=[.?]) ", text)
+    assert re.fullmatch(r"(For )?(How|how) [^?]*\?", question)
+    for sentence in sentences:
+        ((match, rule),) = [(m, rule) for pattern, rule in READINGS if (m := re.fullmatch(pattern + r"\.", sentence))]
+        value = Fraction(rule(value, *map(int, match.groups())))
+        assert value > 0 and value.denominator == 1  # nobody owes, nothing is cut into pieces
+    return value
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("family", range(len(FAMILIES)))
+def test_stories_say_what_their_answers_claim(family, level):
+    for seed in range(15):
+        problem = tasks.make_words(random.Random(seed), level, family)
+        assert problem.answer == str(read_story(problem.text))
+        assert problem.level == level and "{" not in problem.text
+        if level == 1:
+            assert int(problem.answer) <= 305
+
+
+def test_people_of_a_story_are_introduced_before_they_are_referred_to():
+    for problem in problems_of("words", 200):
+        owners = re.findall(r"house of (\w+) is|That of (\w+) is|that of (\w+)\.", problem.text)
+        for i, (_, _, referred) in enumerate(owners):
+            assert not referred or referred in {name for names in owners[:i] for name in names[:2]}
+
+
+# ------------------------------------------------------------------------------- logic
+
+
+def answer_by_enumeration(text: str) -> str:
+    """Go through every possible person that the text allows its subject to be."""
+    name, negation, claim = re.search(r"unknown that (\w+) is (not )?(\w+)\?$", text).groups()
+    rules = re.findall(r"(Everyone|Nobody) who is (\w+) is (\w+)\.", text)
+    known = {word for who, word in re.findall(r"(\w+) is (\w+)\.", text) if who == name}
+    properties = sorted({word for _, a, b in rules for word in (a, b)} | known | {claim})
+    seen = set()
+    for values in itertools.product((False, True), repeat=len(properties)):
+        person = dict(zip(properties, values, strict=True))
+        if all(person[word] for word in known) and all(
+            person[then] == (who == "Everyone") for who, given, then in rules if person[given]
+        ):
+            seen.add(person[claim] != bool(negation))
+    assert seen, "the text contradicts itself"
+    return "unknown" if len(seen) == 2 else str(seen.pop()).lower()
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+def test_logic_answers_by_enumeration(level):
+    problems = problems_of("logic", 12 if level == 5 else 40, levels=(level,))
+    for problem in problems:
+        assert problem.answer == answer_by_enumeration(problem.text), problem.text
+        assert len(re.findall("Everyone|Nobody", problem.text)) == 2 * level
+        assert problem.kind == "truth" and problem.level == level
+
+
+def test_logic_answers_are_balanced_and_words_do_not_give_them_away():
+    problems = problems_of("logic", 900)
+    counts = Counter(problem.answer for problem in problems)
+    assert all(240 <= counts[answer] <= 360 for answer in ("true", "false", "unknown"))
+    for sign in ("is not", "Nobody"):
+        with_sign = Counter(p.answer for p in problems if sign in p.text.split("?")[0])
+        assert max(with_sign.values()) < 0.45 * with_sign.total()
+
+
+# ------------------------------------------------------------------------------- streams and splits
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_problem_i_depends_on_seed_and_i_alone(name):
+    stream = load_problems(name).train(seed=3, start=0, count=30)
+    assert load_problems(name).train(seed=3, start=20, count=10) == stream[20:]
+    assert load_problems(name).train(seed=4, start=0, count=30) != stream
+    assert load_problems(name).heldout(20) == load_problems(name).heldout(30)[:20]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_training_never_sees_what_is_held_out(name):
+    source = load_problems(name)
+    held = source.heldout(60)
+    assert len({problem.text for problem in held}) == 60
+    assert all(map(is_held_out, held))
+    assert not any(map(is_held_out, source.train(seed=0, start=0, count=300)))
+
+
+def test_streams_are_the_same_in_every_process_and_version():
+    assert [problem.text for problem in problems_of("arithmetic", 3)] == ["3+1", "5-8-4", "4+3+7-5"]
+
+
+def test_few_held_out_problems_end_without_hanging():
+    held = load_problems("arithmetic", levels=(1,)).heldout(1000)
+    every = [f"{a}{sign}{b}" for a in range(1, 10) for sign in "+-" for b in range(1, 10)]
+    assert {p.text for p in held} <= {text for text in every if is_held_out(Problem(text, ""))}
+    assert 5 < len(held) < 40
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_levels_filter(name):
+    assert {problem.level for problem in problems_of(name, 40, levels=(1, 2))} == {1, 2}
+    with pytest.raises(ProblemError, match=rf"{name}: found the levels \[1, 2.*expected \(9,\)"):
+        load_problems(name, levels=(9,))
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def write(path: Path, *records, encoding: str = "utf-8") -> str:
+    lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return str(path)
+
+
+def only_problem(path: Path, record) -> Problem:
+    return load_problems(write(path / "one.jsonl", record)).train(0, 0, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "answer"),
+    [
+        ({"problem": "q", "answer": "5"}, "5"),
+        ({"question": "q", "answer": "She has 2*36 = <<72>>72.\n#### 72"}, "72"),
+        ({"question": "q", "answer": "#### 1,072 "}, "1,072"),
+        ({"problem": "q", "solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}"),
+        ({"problem": "q", "solution": r"never closed \boxed{1", "ground_truth": 3}, "3"),
+        ({"prompt": "q", "ground_truth": 0}, "0"),
+        ({"prompt": "q", "ground_truth": -2.5}, "-2.5"),
+        ({"prompt": "q", "answer": True}, "true"),
+        ({"problem": "q", "answer": "5", "solution": r"\boxed{6}", "ground_truth": "7"}, "5"),
+        ({"problem": "q", "answer": "", "solution": r"\boxed{6}"}, "6"),
+        ({"problem": "q", "answer": None, "ground_truth": "7"}, "7"),
+        ({"prompt": "q", "reward_model": {"style": "rule", "ground_truth": "34"}}, "34"),
+        ({"problem": "q", "answer": r"\text{(A)}"}, r"\text{(A)}"),
+    ],
+)
+def test_where_the_answer_is_found(tmp_path, record, answer):
+    assert only_problem(tmp_path, record) == Problem("q", answer)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"), [(3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0)]
+)
+def test_levels_of_a_file(tmp_path, level, expected):
+    assert only_problem(tmp_path, {"problem": "q", "answer": "1", "level": level}).level == expected
+
+
+def test_chat_prompts_and_kinds(tmp_path):
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "früher"}]
+    chat += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "wie groß? 🙂"}]
+    record = {"prompt": chat, "answer": "B", "kind": "choice"}
+    assert only_problem(tmp_path, record) == Problem("wie groß? 🙂", "B", 0, "choice")
+
+
+def records(count: int) -> list[dict]:
+    return [{"problem": f"What is {i}+{i}?", "answer": str(2 * i), "level": i % 3} for i in range(count)]
+
+
+def test_jsonl_with_blank_lines_byte_order_mark_and_line_separators(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", "", records(1)[0], "   ", {"problem": "x\u2028y", "answer": "1"}, encoding="utf-8-sig"
+    )
+    assert {problem.text for problem in load_problems(path).heldout(9, whole=True)} == {"What is 0+0?", "x\u2028y"}
+
+
+@pytest.mark.parametrize("wrap", [lambda r: r, lambda r: {"version": 1, "data": r}])
+def test_json_lists(tmp_path, wrap):
+    (tmp_path / "a.json").write_text(json.dumps(wrap(records(20)), indent=1))
+    assert len(load_problems(str(tmp_path / "a.json")).heldout(99, whole=True)) == 20
+
+
+def test_a_file_is_split_and_shuffled_by_epoch(tmp_path):
+    source = load_problems(write(tmp_path / "a.jsonl", *records(50)))
+    held, size = source.heldout(99), 50 - len(source.heldout(99))
+    epochs = [source.train(seed=0, start=epoch * size, count=size) for epoch in range(2)]
+    assert 0 < len(held) < 15 and all(map(is_held_out, held))
+    for epoch in epochs:
+        assert len({problem.text for problem in epoch}) == size  # each problem once an epoch
+        assert not set(epoch) & set(held)
+    assert epochs[0] != epochs[1] and epochs[0] != source.train(seed=1, start=0, count=size)
+    assert source.train(0, size - 3, 6) == epochs[0][-3:] + epochs[1][:3]
+    backwards = load_problems(write(tmp_path / "b.jsonl", *reversed(records(50))))
+    assert backwards.train(0, 0, size) == epochs[0]  # the order in the file does not matter
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_small_files_keep_a_problem_on_each_side(tmp_path, count):
+    source = load_problems(write(tmp_path / "a.jsonl", *records(count)))
+    held, trained = set(source.heldout(99)), set(source.train(0, 0, 3 * count))
+    assert held and trained and not held & trained and len(held | trained) == count
+
+
+def test_a_single_problem_can_be_trained_on_but_not_held_out(tmp_path):
+    source = load_problems(write(tmp_path / "a.jsonl", *records(1)))
+    assert len(source.train(0, 0, 5)) == 5
+    with pytest.raises(ProblemError, match="found one problem, expected two or more"):
+        source.heldout(1)
+
+
+def test_blank_answers_are_skipped_and_counted(tmp_path):
+    """MATH itself holds a problem whose answer is an empty box; that should not keep anybody from using it."""
+    blanks = [
+        {"problem": "a", "answer": "", "solution": r"so \boxed{}."},
+        {"problem": "b", "solution": r"so \boxed{}."},
+    ]
+    source = load_problems(write(tmp_path / "a.jsonl", *blanks, *records(5)))
+    assert source.skipped == {"blank answer": 2}
+    assert len(source.heldout(99, whole=True)) == 5
+
+
+def test_what_is_skipped_is_counted(tmp_path):
+    source = load_problems(write(tmp_path / "a.jsonl", *records(30), *records(6)), levels=(1,))
+    assert source.skipped == {"duplicate": 6, "other level": 20}
+    assert {problem.level for problem in source.train(0, 0, 20)} == {1}
+    with pytest.raises(ProblemError, match=r"found the levels \[0, 1, 2\], expected \(7,\)"):
+        load_problems(str(tmp_path / "a.jsonl"), levels=(7,))
+
+
+GOOD = '{"problem": "q", "answer": "1"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", f"{GOOD}\n\n{{broken\n", r"a\.jsonl:3: found Expecting property name"),
+        ("a.jsonl", f"{GOOD}\n[1, 2]\n", r"a\.jsonl:2: found a list, expected an object"),
+        (
+            "a.jsonl",
+            f'{GOOD}\n{{"problem": "q", "points": 3}}',
+            r"a\.jsonl:2: found the keys .*points.* expected an answer",
+        ),
+        ("a.jsonl", '{"problem": "q", "solution": "prose"}', r"a\.jsonl:1: .*expected an answer .*solution: #### or"),
+        (
+            "a.jsonl",
+            '{"text": "q", "answer": "1"}',
+            r"a\.jsonl:1: found the keys .*text.* under problem, question, prompt",
+        ),
+        ("a.jsonl", '{"prompt": [], "answer": "1"}', r"a\.jsonl:1: .*expected a problem"),
+        ("a.jsonl", '{"prompt": [{"role": "system", "content": "s"}], "answer": "1"}', "expected a problem"),
+        ("a.jsonl", '{"problem": "q", "answer": [1]}', "expected an answer"),
+        ("a.jsonl", "\n  \n", r"a\.jsonl: found no problem, expected at least one"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: found .*expected JSON"),
+        ("a.jsonl", '{"problem": "q", "answer": ' + "1" * 5000 + "}", r"a\.jsonl:1: found .*expected JSON"),
+        ("a.json", "", r"a\.json: found no problem, expected at least one"),
+        ("a.json", "[\n1,\n}", r"a\.json:3: found"),
+        ("a.json", "[1]", r"a\.json: item 1: found a int, expected an object"),
+        ("a.json", '{"a": [], "b": []}', r"a\.json: found 2 lists, expected one"),
+        ("a.json", "3", r"a\.json: found 0 lists, expected one"),
+    ],
+)
+def test_errors_in_files_name_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ProblemError, match=message):
+        load_problems(str(tmp_path / name))
+
+
+def test_files_that_are_not_utf8(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "gro\xdf", "answer": "1"}')
+    with pytest.raises(ProblemError, match=r"a\.jsonl:1: found .*0xdf.*expected JSON in UTF-8"):
+        load_problems(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.json", "missing.parquet"])
+def test_missing_files(name):
+    with pytest.raises(ProblemError, match=f"{name}: found no such file"):
+        load_problems(name)
+
+
+@pytest.mark.parametrize("name", ["arithmetics", "", "a.csv", "../x", "a/b/c/d", "https://host/a/b"])
+def test_unknown_names_list_what_there_is(name):
+    with pytest.raises(ProblemError, match=r"expected arithmetic, words, logic, a file ending in \.jsonl.*owner/name"):
+        load_problems(name)
+
+
+def test_existing_files_of_other_kinds_are_no_hub_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("q,1")
+    with pytest.raises(ProblemError, match=r"found 'data/a\.csv', expected"):
+        load_problems("data/a.csv")
+
+
+# ------------------------------------------------------------------------------- the package datasets
+
+
+def fake_datasets(monkeypatch, load_dataset) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(load_dataset=load_dataset))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("openai/gsm8k", (("openai/gsm8k",), {"split": "train"})),
+        ("openai/gsm8k/main:test", (("openai/gsm8k", "main"), {"split": "test"})),
+        ("o/n:train[:5%]", (("o/n",), {"split": "train[:5%]"})),
+    ],
+)
+def test_hub_names(monkeypatch, name, arguments):
+    calls = []
+    fake_datasets(monkeypatch, lambda *args, **kwargs: calls.append((args, kwargs)) or records(20))
+    assert len(load_problems(name).heldout(99, whole=True)) == 20
+    assert calls == [arguments]
+
+
+def test_rows_that_are_no_problems_are_named(monkeypatch):
+    fake_datasets(monkeypatch, lambda *args, **kwargs: [*records(1), {"text": "x"}])
+    with pytest.raises(ProblemError, match=r"o/n: row 2: found the keys \['text'\]"):
+        load_problems("o/n")
+
+
+def test_without_datasets_the_message_says_what_to_do(monkeypatch, tmp_path):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    for name in ("openai/gsm8k", str(tmp_path / "a.parquet")):
+        with pytest.raises(ProblemError, match=r"pip install datasets.*Without a network.*local \.jsonl"):
+            load_problems(name)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    fake_datasets(monkeypatch, unreachable)
+    with pytest.raises(ProblemError, match=r"o/n: could not be loaded \(ConnectionError: no route.*local \.jsonl"):
+        load_problems("o/n")
+
+
+def test_parquet(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{**record, "prompt": [{"role": "user", "content": record.pop("problem")}]} for record in records(20)]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    assert len(load_problems(str(tmp_path / "a.parquet")).heldout(99, whole=True)) == 20
