@@ -1,0 +1,123 @@
+"""One problem, what the policy predicts about it, and what really happens: shared by training and evaluation.
+
+    predict -> (the caller decides what is skipped or limited) -> solve and verify -> align
+
+An `Attempt` collects all of it for one problem; the functions fill in attempts, many at a time, because the sampler
+is fastest on a large batch. Which attempts are gated or limited is decided in `train.py`, in the open.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+import masa
+from masa import MetaPrediction
+from policy import Policy
+from rewards import AlignmentRewards, alignment_rewards, solution_reward
+from rollout import Rollout, sample
+from tasks import Problem
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn; lengths in tokens."""
+
+    max_new_tokens: int
+    max_meta_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_cache_tokens: int = 2**20
+
+
+@dataclass
+class Attempt:
+    """What is known of one problem: M predictions, and G solutions with their verdicts.
+
+    gated: the problem is not solved.  limit: response tokens a solution may have.  exploring: neither gated nor
+    cut, so that gate and cutoff can be judged on it.  The lists of solutions are empty until it is solved.
+    """
+
+    problem: Problem
+    exploring: bool = False
+    gated: bool = False
+    limit: int | None = None
+    meta_rollouts: list[Rollout] = field(default_factory=list)
+    predictions: list[MetaPrediction | None] = field(default_factory=list)
+    hint: tuple[str, ...] = ()
+    solutions: list[Rollout] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
+    correct: list[bool] = field(default_factory=list)
+    alignments: list[AlignmentRewards] = field(default_factory=list)
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of correct solutions."""
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def correct_lengths(self) -> list[int]:
+        """Lengths of the correct solutions, in tokens."""
+        return [len(s.response_ids) for s, right in zip(self.solutions, self.correct, strict=True) if right]
+
+    @property
+    def zero_variance(self) -> bool:
+        """All right or all wrong: no solution has an advantage over another."""
+        return len(set(self.correct)) == 1
+
+
+def predict(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
+    """Draw n meta-predictions for each problem (paper section 3.1)."""
+    prompts = [policy.encode(masa.meta_prompt(attempt.problem.text, how.max_new_tokens)) for attempt in attempts]
+    groups = _draw(policy, prompts, n, how.max_meta_tokens, None, how, generator)
+    for attempt, rollouts in zip(attempts, groups, strict=True):
+        attempt.meta_rollouts = rollouts
+        attempt.predictions = [masa.parse_meta(policy.decode(r.response_ids)) for r in rollouts]
+
+
+def solve(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
+    """Draw n solutions to each problem, each within the attempt's limit, and verify them."""
+    prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in attempts]
+    limits = [attempt.limit or how.max_new_tokens for attempt in attempts]
+    groups = _draw(policy, prompts, n, how.max_new_tokens, limits, how, generator)
+    for attempt, rollouts in zip(attempts, groups, strict=True):
+        attempt.solutions = rollouts
+        attempt.responses = [policy.decode(r.response_ids) for r in rollouts]
+        attempt.correct = [solution_reward(text, attempt.problem.answer) == 1.0 for text in attempt.responses]
+
+
+def _draw(policy, prompts, n, max_new_tokens, limits, how: Sampling, generator) -> list[list[Rollout]]:
+    with policy.autocast():
+        return sample(
+            policy.model,
+            prompts,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            eos_ids=policy.eos_ids,
+            limits=limits,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            generator=generator,
+            max_cache_tokens=how.max_cache_tokens,
+        )
+
+
+def align(attempts: Sequence[Attempt]) -> None:
+    """Score every prediction against the solutions of its problem (paper section 3.1)."""
+    for attempt in attempts:
+        attempt.alignments = [
+            alignment_rewards(
+                prediction,
+                attempt.correct_lengths,
+                attempt.pass_rate,
+                attempt.responses,
+                attempt.correct,
+                attempt.problem.text,
+            )
+            for prediction in attempt.predictions
+        ]
+
+
+def generated_tokens(rollouts: Sequence[Rollout]) -> int:
+    """What the rollouts cost, in generated tokens."""
+    return sum(len(rollout.response_ids) for rollout in rollouts)

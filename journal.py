@@ -1,0 +1,120 @@
+"""What a run leaves behind, and what a person sees of it.
+
+A run folder holds config.json (every option), metrics.jsonl (one object a step, each name explained in the README),
+rollouts.jsonl (a few whole transcripts a step) and checkpoints/step-N (a model directory, and what --resume needs).
+"""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+from attempts import Attempt
+from options import Options
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def transcript(step: int, attempt: Attempt) -> dict:
+    """One problem as a person wants to read it: what was predicted, what happened, one right and one wrong solution."""
+    shown = {right: text for text, right in zip(attempt.responses, attempt.correct, strict=True)}
+    return {
+        "step": step,
+        "problem": attempt.problem.text,
+        "answer": attempt.problem.answer,
+        "level": attempt.problem.level,
+        "gated": attempt.gated,
+        "exploring": attempt.exploring,
+        "limit": attempt.limit,
+        "hint": attempt.hint,
+        "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
+        "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
+        "pass_rate": attempt.pass_rate if attempt.correct else None,
+        "lengths": [len(rollout.response_ids) for rollout in attempt.solutions],
+        "right_solution": shown.get(True),
+        "wrong_solution": shown.get(False),
+    }
+
+
+class RunFolder:
+    """metrics.jsonl and rollouts.jsonl of a run; on resume what lies beyond the checkpoint is dropped."""
+
+    def __init__(self, path: Path, options: Options, last_step: int) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(dataclasses.asdict(options), indent=2) + "\n")
+        self.rows = self._rewind("metrics.jsonl", last_step)
+        self._rewind("rollouts.jsonl", last_step)
+        self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
+        self.started = time.monotonic()
+
+    def _rewind(self, name: str, last_step: int) -> list[dict]:
+        """Keep the whole lines up to `last_step`: a killed run may have left later ones, and a torn one."""
+        kept = []
+        if (self.path / name).exists():
+            for line in (self.path / name).read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break
+                if row["step"] <= last_step:
+                    kept.append(row)
+        self._write(name, kept, "w")
+        return kept
+
+    def _write(self, name: str, rows: list[dict], mode: str) -> None:
+        with open(self.path / name, mode) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def log(self, step: int, figures: dict, transcripts: list[dict]) -> None:
+        """Append one step; a figure that is not finite is not defined, hence null."""
+        wall = round(self.wall_before + time.monotonic() - self.started, 3)
+        row = {"step": step, "wall_s": wall} | {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in figures.items()
+        }
+        self.rows.append(row)
+        self._write("metrics.jsonl", [row], "a")
+        self._write("rollouts.jsonl", transcripts, "a")
+
+
+def live(rows: list[dict]) -> str:
+    """The figures that a person wants to see while waiting."""
+    row, shown = rows[-1], []
+    evaluated = [r["eval_pass1"] for r in rows if r["eval_pass1"] is not None]
+    if row["train_pass_rate"] is not None:
+        shown.append(f"right {row['train_pass_rate']:.2f}")
+    if row["gated_frac"]:
+        shown.append(f"gated {row['gated_frac']:.0%}")
+    shown.append(f"tokens {(row['tokens_solution'] + row['tokens_meta']) / 1e6:.2f}M")
+    return ", ".join([*shown, f"held-out pass@1 {evaluated[-1]:.3f}"])
+
+
+def summary(rows: list[dict]) -> str:
+    """Before and after on held-out problems, and what it cost, as a table."""
+    evaluated = [row for row in rows if row["eval_pass1"] is not None]
+    first, last = evaluated[0], evaluated[-1]
+    lines = [
+        f"{'held-out problems':<28}{'step ' + str(first['step']):>10}{'step ' + str(last['step']):>10}{'change':>10}"
+    ]
+    names = ("eval_pass1", "eval_reward_length", "eval_reward_difficulty", "eval_reward_notion")
+    for name, label in zip(names, ("pass@1", "length reward", "difficulty reward", "notion reward"), strict=True):
+        if first[name] is not None and last[name] is not None:
+            lines.append(f"{label:<28}{first[name]:>10.3f}{last[name]:>10.3f}{last[name] - first[name]:>+10.3f}")
+    gated = [row["gated_frac"] for row in rows if row["gated_frac"]]
+    cut = [row["cutoff_frac"] for row in rows if row["cutoff_frac"]]
+    lines += [
+        "",
+        f"{'tokens in solutions':<28}{last['tokens_solution']:>10,}",
+        f"{'tokens in predictions':<28}{last['tokens_meta']:>10,}",
+        f"{'problems gated':<28}{sum(gated) / len(gated) if gated else 0:>10.1%} of a batch, in {len(gated)} steps",
+        f"{'solutions cut':<28}{sum(cut) / len(cut) if cut else 0:>10.1%} of a batch, in {len(cut)} steps",
+        f"{'expert predictions imitated':<28}{last['experts_cloned']:>10,}",
+        f"{'predictions not parsed':<28}{last['unparsed_predictions']:>10,}",
+        f"{'wall time':<28}{last['wall_s']:>9.0f}s",
+    ]
+    return "\n".join(lines)

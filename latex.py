@@ -1,0 +1,343 @@
+r"""From the text of an answer to a tree: a closed grammar for LaTeX and plain mathematics.
+
+    normalise(text)        one spelling for each thing: spaces, fonts, \left, \dfrac, \$ ... are gone
+    parse(text)            the tree of a normalised answer; raises ValueError where the grammar does not reach
+
+A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: nothing here evaluates text, and a tree
+can be sent to another process as JSON. Units and degrees are dropped while reading, as verify.py's conventions say.
+Left out: integrals, sums, limits, piecewise functions, \bmod. Time is linear in the text but for nested brackets, which
+MAX_DEPTH bounds.
+
+    >>> parse(normalise(r"$x\in\left[0,\dfrac12\right)$"))
+    ('tuple', '[)', 0, ('frac', 1, 2))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+MAX_DEPTH = 30  # nested brackets, signs and functions; each costs some ten Python frames of the thousand there are
+
+# ---------------------------------------------------------------------------- 1. one spelling for each thing
+
+# fmt: off
+POWERS = {"hundred": "10^2", "thousand": "10^3", "million": "10^6", "billion": "10^9"}
+UNICODE = str.maketrans({
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+    "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "√": r"\sqrt ", "°": r"\degree ", "∪": r"\cup ", "∈": r"\in ",
+    "±": r"\pm ", "½": r"\frac12 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "²": "^2 ",
+    "³": "^3 ", "’": "'", "，": ",", "（": "(", "）": ")", "∅": r"\emptyset ", "\u200b": None} | dict.fromkeys("€£¥¢"))
+REWRITES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|cdot|times|infty|pm|cup|end)(?![A-Za-z]))", r"\\"),  # escaped twice
+    (r"\\\\|\\(?=[-\d])", r"\\row "),  # the end of a matrix's row; some data sets have lost one backslash
+    (r"(?<=\d)(?:,\s*\\!|\{,\}\s*(?:\\!)?)\s*(?=\d{3})", ""),  # 11,\!111 and 2{,}016
+    (r"\\!|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:display|text)style(?![a-z])|\\[()\[\]]|\\?\$", ""),
+    (r"\\[,;:> ]|\\q?quad(?![a-z])|\\hspace\*?\{[^{}]*\}|~|\s+", " "),
+    (r"\{,\}", ","),
+    (r"(?<=\d), +(?=\d{3}(?!\d))", ";"),  # 100, 200 is a list, 100,200 a number
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-z])", r"\\binom"),
+    (r"\\%", "%"),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?", r"\\degree "),
+    (r"\\mathbb\s*\{?\s*R\s*\}?|ℝ", r"(-\\infty,\\infty)"),
+    (r"\\begin\s*\{[pbB]?matrix\}", "{"),
+    (r"(?:\\row)?\s*\\end\s*\{[pbB]?matrix\}", "}"),
+    (r"\\(?:math(?:bf|it|cal|sf)|boldsymbol|bm|vec|hat|boxed|fbox|overline\s*(?=\{[A-Z]))\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\(?:text(?:bf|it|rm|sf)?|mathrm|mbox|hbox|operatorname)\s*\{", r"\\text{"),
+    (r"(?:[\s,]*(?:\\text)?\{)?[\s,]*(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])[\s,]*\}?", ","),
+    (r"(?<=\d)\s*(\\text\{)?\s*(hundred|thousand|million|billion)", lambda m: rf"\cdot {POWERS[m[2]]}{m[1] or ''}"),
+    (r"\(?\s*(?:\\p?mod|\\text\{\s*mod\s*\}|(?<=\()mod)\s*(?:\{[^{}]*\}|[\w ]+)\s*\)?$", ""),  # 7 \pmod{12}
+    (r"(?<![\d.])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 3 1/2
+    (r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d.])", lambda match: match[1].replace(" ", "")),  # 10 000
+]]
+# fmt: on
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
+
+
+def normalise(text: str) -> str:
+    """The answer with one spelling for each thing: fonts, spacing, delimiters and outer braces are gone."""
+    text = text.translate(UNICODE)
+    for pattern, replacement in REWRITES:
+        text = pattern.sub(replacement, text)
+    while True:
+        text = text.strip(" ,;:").rstrip(".").strip()
+        inner = re.fullmatch(r"(?:\\text)?\{([^{}]*)\}", text) or re.fullmatch(r"\{((?:[^{}]|\{[^{}]*\})*)\}", text)
+        if not inner:
+            return re.sub(r"(?<!\w) | (?!\w)", "", text)
+        text = inner[1]
+
+
+def merge_thousands(text: str) -> str:
+    """1,000 -> 1000. Inside (), [] and sets a comma separates entries, unless a group cannot be one: (1,000)."""
+
+    def merge(match: re.Match[str]) -> str:
+        before = text[: match.start()]
+        inside = sum(map(before.count, ("(", "[", r"\{"))) > sum(map(before.count, (")", "]", r"\}")))
+        return match[0] if inside and ",0" not in match[0] else match[0].replace(",", "")
+
+    return THOUSANDS.sub(merge, text)
+
+
+# ---------------------------------------------------------------------------- 2. text to tree: a closed grammar
+
+Tree = Any  # int | str (a symbol) | tuple (operator, *trees); nothing else, so that it can be sent as JSON
+
+# fmt: off
+GREEK = set("alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega Phi".split())
+FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
+STARTS = {"frac", "sqrt", "pi", "infty", "binom", "lfloor", "lceil", "emptyset", "angle", "triangle"} | GREEK | FUNCTIONS
+ALIASES = {
+    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "**": "^", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=",
+    r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\ne": "!=", r"\neq": "!=", r"\lt": "<", r"\gt": ">", r"\approx": "=",
+    r"\equiv": "=", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\langle": "(",
+    r"\rangle": ")", r"\infinity": r"\infty", r"\inf": r"\infty", r"\varnothing": r"\emptyset"}
+COMMANDS = STARTS | {"pm", "mp", "cup", "in", "row", "overline", "bar", "degree", "rfloor", "rceil"} | {a[1:] for a in ALIASES}
+UNITS = "cm|mm|km|kg|mg|ml|mL|ft|hrs?|min|mph|cents?|units?|miles?|feet|inch|days?|deg|yes|no|true|false|odd|even|none"
+TOKEN = re.compile(rf"""\s*(?:
+      (?P<based>\d[\dA-Z]*_(?:\{{\d+\}}|\d+))
+    | (?P<number>\d+\.\d+[eE]-\d{{1,4}}|1[eE]-\d{{1,4}}|\d+E-\d{{1,4}}|(?:\d+\.?\d*|\.\d+)(?:[eE]\+?\d{{1,4}})?)
+    | \\text\{{(?P<text>[^{{}}]*)\}} | \\(?P<command>[A-Za-z]+)
+    | (?P<name>(?:sqrt|pi|infinity|infty|inf|theta|{"|".join(FUNCTIONS)})(?![a-z]))
+    | (?P<word>(?:{UNITS}|[A-Za-z]{{5,}})(?![A-Za-z]))
+    | (?P<sign>\*\*|<=|>=|!=|\\[{{}}]|[-+*/^_=<>()\[\]{{}}|!,:;&%'A-Za-z]))""", re.X | re.A)
+# fmt: on
+
+
+def tokenise(text: str) -> list[str]:
+    r"""Numbers, \commands, "words, letters and signs. Raises ValueError at anything else."""
+    tokens, at = [], 0
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if not match:
+            raise ValueError(f"no token at {text[at : at + 10]!r}")
+        kind, at = match.lastgroup or "", match.end()
+        token = match[kind].strip()
+        if kind in ("text", "word"):
+            token = "\\" + token if token in FUNCTIONS else token if token in ("e", "i") else '"' + token.casefold()
+        elif kind in ("command", "name"):
+            size = next((n for n in range(len(token), 1, -1) if token[:n] in COMMANDS), 0)  # \secx is \sec x
+            if not size:
+                raise ValueError(f"unknown command {token!r}")
+            token, at = "\\" + token[:size], at - (len(token) - size)
+        tokens.append(ALIASES.get(token, token))
+    return tokens
+
+
+def chain(name: str) -> Callable[[list[Tree]], Tree]:
+    return lambda parts: (name, *parts[::2])
+
+
+def relation(parts: list[Tree]) -> Tree:
+    r"""a < b <= c, turned so that every < opens to the right; x \in A is A."""
+    if r"\in" in parts[1::2]:
+        return parts[-1]
+    if ">" in parts[1]:
+        parts = [part.replace(">", "<") if at % 2 else part for at, part in enumerate(parts)][::-1]
+    return ("relation", *parts)
+
+
+def times(tree: Tree, factor: Tree) -> Tree:
+    return (*tree, factor) if kind(tree) == "*" else ("*", tree, factor)
+
+
+def product(parts: list[Tree]) -> Tree:
+    tree = parts[0]
+    for sign, factor in zip(parts[1::2], parts[2::2], strict=True):
+        if sign == "mixed" and all(isinstance(part, int) for part in factor[1:]) and 0 < factor[1] < factor[2]:
+            tree = ("+", tree, factor if tree >= 0 else ("frac", -factor[1], factor[2]))
+        else:
+            tree = times(tree, ("^", factor, -1) if sign == "/" else factor)
+    return tree
+
+
+LEVELS: list[tuple[tuple[str, ...], Callable[[list[Tree]], Tree]]] = [  # loosest first: signs, and what they build
+    ((r"\row",), chain("matrix")),
+    (("&",), chain("row")),
+    ((",", ";"), chain("list")),
+    (("=", "!=", "<", "<=", ">", ">=", r"\in"), relation),
+    ((r"\cup",), chain("union")),
+    ((":",), lambda parts: ("frac", *parts[::2]) if len(parts) == 3 else ("tuple", "::", *parts[::2])),
+    (("+", "-", r"\pm", r"\mp"), chain("+")),  # read as signs of the next term
+    (("*", "/", ""), product),
+]
+CLOSING = {
+    "(": ")]",
+    "[": ")]",
+    r"\{": (r"\}",),
+    "{": "}",
+    "|": "|",
+    r"\lfloor": (r"\rfloor",),
+    r"\lceil": (r"\rceil",),
+}
+AROUND = {r"\{": "list", "|": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}
+
+
+def kind(tree: Tree) -> str:
+    return tree[0] if isinstance(tree, (tuple, list)) and tree else ""
+
+
+class Parser:
+    """Recursive descent. Every method reads what its name says, and raises ValueError where the grammar ends."""
+
+    def __init__(self, text: str):
+        self.tokens, self.at = [*tokenise(text), ""], 0
+        self.depth = self.bars = self.angles = 0  # open brackets; open |; functions, in which degrees count
+
+    @property
+    def next(self) -> str:
+        return self.tokens[self.at]
+
+    def accept(self, *tokens: str) -> str:
+        """Step over the next token if it is one of these."""
+        found = self.next if self.next in tokens else ""
+        self.at += bool(found)
+        return found
+
+    def answer(self) -> Tree:
+        tree = self.read()
+        if self.next:
+            raise ValueError(f"{self.next!r} is left over")
+        return tree
+
+    def read(self, level: int = 0) -> Tree:
+        if level == len(LEVELS):
+            return self.power()
+        signs, build = LEVELS[level]
+        parts = [self.read(level + 1)]
+        while True:
+            sign = self.next
+            if sign and sign in signs:
+                self.at += "+" not in signs
+            elif "" in signs and self.starts_factor():
+                is_mixed = sign == r"\frac" and self.tokens[self.at - 1].isdigit() and isinstance(parts[-1], int)
+                sign = "mixed" if is_mixed and len(parts) == 1 else ""
+            else:
+                tree = build(parts) if len(parts) > 1 else parts[0]
+                return ("%", tree) if "" in signs and self.accept("%") else tree
+            parts += [sign, self.read(level + 1)]
+
+    def starts_factor(self) -> bool:
+        token = self.next
+        if token[:1].isdigit() or token[:1] == ".":
+            return not self.tokens[self.at - 1][-1].isalnum()  # "2 3" and "x2" are no products
+        return (
+            (token == "|" and not self.bars) or token in "([{" and token != "" or token.isalpha() or token[1:] in STARTS
+        )
+
+    def power(self) -> Tree:
+        """A primary with all that may follow it: powers, factorials, percent, degrees, subscripts, units."""
+        tree = self.primary()
+        for _ in range(6):
+            if self.accept("!"):
+                tree = ("!", tree)
+            elif self.accept(r"\degree"):
+                tree = ("*", tree, r"\pi", ("frac", 1, 180)) if self.angles else tree
+            elif self.accept("^"):
+                tree = ("^", tree, self.argument(whole_number=True))
+            elif isinstance(tree, str) and self.accept("_"):
+                tree = f"{tree}_{self.argument()!r}"
+            elif isinstance(tree, str) and self.accept("'"):
+                tree += "'"
+            elif self.next[:1] == '"' or (self.next == "/" and self.tokens[self.at + 1][:1] == '"'):
+                self.at += 1 + (self.next == "/")
+                if self.accept("^"):
+                    self.argument()
+            else:
+                return tree
+        raise ValueError("too many signs after one term")
+
+    def argument(self, whole_number: bool = False) -> Tree:
+        r"""{...} or one token; TeX takes one digit (\frac12), but 2^10 and \sqrt12 mean the number."""
+        token = self.next
+        if not whole_number and token.isdigit() and len(token) > 1:
+            self.tokens[self.at] = token[1:]
+            return int(token[0])
+        return self.primary()
+
+    def primary(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError("nested too deep")
+        token, self.at = self.next, self.at + 1
+        tree = self.after(token)
+        self.depth -= 1
+        return tree
+
+    def after(self, token: str) -> Tree:
+        name = token[1:]
+        if token[:1].isdigit() or token[:1] == ".":
+            return self.number(token)
+        if token in CLOSING:
+            return self.bracket(token)
+        if token[:1] == '"':
+            while self.next[:1] == '"':
+                name, self.at = f"{name} {self.next[1:]}", self.at + 1
+            return ("word", name)
+        if token in ("+", "-"):
+            tree = self.power()
+            return tree if token == "+" else -tree if isinstance(tree, int) else ("*", -1, tree)
+        if token in (r"\pm", r"\mp"):
+            return ("pm", 1 if token == r"\pm" else -1, self.power())
+        if token in ("f", "g") and self.next == "(":
+            return ("apply", token, self.primary())
+        if name in ("frac", "binom"):
+            return (name, self.argument(), self.argument())
+        if name == "sqrt":
+            degree = self.bracket("[") if self.accept("[") else 2
+            return ("root", self.argument(whole_number=True), degree)
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in ("angle", "triangle"):
+            return self.read(len(LEVELS) - 1)
+        if name == "emptyset":
+            return ("list",)
+        if token.isalpha() or name in GREEK or name in ("pi", "infty"):
+            return token
+        raise ValueError(f"unexpected {token!r}")
+
+    def number(self, token: str) -> Tree:
+        if "_" in token:
+            digits, _, base = token.partition("_")
+            return int(digits, int(base.strip("{}")))
+        value = Fraction(token)
+        if "." in token and self.accept(r"\overline", r"\bar"):  # 0.1\overline{6}
+            match = re.fullmatch(r"\{?(\d+)\}?", "".join(self.tokens[self.at : self.at + 3]))
+            if not match:
+                raise ValueError("a repeating decimal without digits")
+            self.at += 3
+            value += Fraction(int(match[1]), 10 ** len(token.partition(".")[2]) * (10 ** len(match[1]) - 1))
+        return value.numerator if value.denominator == 1 else ("frac", value.numerator, value.denominator)
+
+    def bracket(self, opening: str) -> Tree:
+        if self.accept(*CLOSING[opening]):
+            return ("list",)
+        bars, self.bars = self.bars, opening == "|"
+        tree = self.read()
+        self.bars = bars
+        closing = self.accept(*CLOSING[opening])
+        if not closing:
+            raise ValueError(f"{opening!r} is not closed")
+        if opening in AROUND:
+            return (AROUND[opening], *(dict.fromkeys(tree[1:]) if kind(tree) == "list" else (tree,)))
+        return ("tuple", opening + closing, *tree[1:]) if kind(tree) == "list" and opening != "{" else tree
+
+    def function(self, name: str) -> Tree:
+        base = (self.argument(),) if name == "log" and self.accept("_") else ()
+        power = self.argument(whole_number=True) if self.accept("^") else 1
+        self.angles += 1
+        parts = [self.primary() if self.next in ("(", "[", "{") else self.power()]
+        while self.tokens[self.at - 1] not in (")", "]") and self.starts_factor() and self.next[1:] not in FUNCTIONS:
+            parts += ["", self.power()]  # \sin 2x
+        self.angles -= 1
+        if power == -1 and "arc" + name in FUNCTIONS:
+            return ("arc" + name, product(parts))
+        tree = (name, product(parts), *base)
+        return tree if power == 1 else ("^", tree, power)
+
+
+def parse(text: str) -> Tree:
+    """The tree of a normalised answer. Raises ValueError (or RecursionError, near the interpreter's limit)."""
+    return Parser(text).answer()

