@@ -133,6 +133,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="tiny, a model directory or a hub id")
     parser.add_argument("--data", default="arithmetic", help="arithmetic, words, logic or a file of problems")
     parser.add_argument("--problems", type=int, default=128, help="how many held-out problems")
+    parser.add_argument("--whole", action="store_true", help="all of a file, for a set that was never trained on")
     parser.add_argument("--samples", type=int, default=32, help="solutions to each problem")
     parser.add_argument("--predictions", type=int, default=4, help="meta-predictions for each problem; 0 for none")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="longest solution, in tokens")
@@ -149,7 +150,7 @@ def main() -> None:
     options = parse_arguments()
     how = Sampling(options.max_new_tokens, options.max_meta_tokens, options.temperature, options.top_p)
     try:
-        problems = tasks.load_problems(options.data).heldout(options.problems)
+        problems = tasks.load_problems(options.data).heldout(options.problems, whole=options.whole)
         policy = policies.load(options.model, options.device)
     except (tasks.ProblemError, policies.PolicyError) as error:
         sys.exit(f"eval.py: {error}")

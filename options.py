@@ -25,6 +25,8 @@ REAL_MODEL: dict[str, Any] = {
     "max_prompt_tokens": 512,
     "max_new_tokens": 1024,
     "max_meta_tokens": 128,
+    "max_cache_tokens": 2**17,
+    "token_budget": 8192,
     "steps": 200,
     "efficient_from": 50,
     "eval_problems": 64,
@@ -98,7 +100,7 @@ class Options:
         0.1, "MASA-efficient", "share of problems neither gated nor cut, to judge gate and cutoff on"
     )
     experts: bool = option(True, "MASA-efficient", "imitate the best predictions, corrected by what really happened")
-    expert_lr: float = option(1e-4, "MASA-efficient", "learning rate of the imitation")
+    expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation")
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
     hints: bool = option(False, "MASA-efficient", "tell the solver the predicted notions")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 import tiny
 
@@ -66,8 +67,10 @@ class Policy:
 
     def save(self, directory: Path) -> None:
         """Write a model directory that `load` takes."""
+        disable_progress_bar()  # it would break the bar of the training that saves
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+        enable_progress_bar()
 
 
 def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) -> Policy:
@@ -79,13 +82,18 @@ def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) 
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
-        model: Any = AutoModelForCausalLM.from_pretrained(**arguments, dtype=torch.float32)
+        unpack: dict[str, Any] = (
+            {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
+        )
+        model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(
             f"cannot load model {name!r}: {reason}\n"
             "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
         ) from error
+    if "gguf_file" in arguments:  # unpacked to float32 now, but still marked as quantized, hence refused by save
+        model.hf_quantizer = None
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
     if gradient_checkpointing:
@@ -101,8 +109,8 @@ def _device(name: str) -> str:
     return name
 
 
-def _model_arguments(name: str) -> dict[str, str]:
-    """The arguments of from_pretrained; a directory whose weights are one GGUF file needs to be told so."""
+def _model_arguments(name: str) -> dict[str, Any]:
+    """The arguments of from_pretrained; of a directory whose weights are one GGUF file, its name."""
     directory = Path(name)
     gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
     if not gguf_files or (directory / "config.json").exists():

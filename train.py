@@ -16,6 +16,7 @@ import random
 import shutil
 import sys
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ COUNTERS = (
     "unparsed_predictions",
     "experts_cloned",
     "skipped_updates",
+    "verifier_timeouts",
 )
 EVALUATED = (
     "pass1",
@@ -85,20 +87,25 @@ class Trainer:
         self.counters: Counter[str] = Counter()  # cumulative over the run
         self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
         self.explored: deque[tuple[bool, bool]] = deque(maxlen=EXPLORED_WINDOW)  # (would be gated, zero variance)
+        self.timeouts_before = -verify.timeouts()  # the verifier counts from the start of the process
+        self.announce: Callable[[str], None] = lambda phase: None  # tells whoever waits what is going on
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
         """One step of training: returns its metrics and its attempts."""
         efficient = step > self.options.efficient_from  # before, predictions are trained, but not acted on
         # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
+        self.announce("predicting")
         attempts = self.predict_and_gate(step, efficient)
         solved = [attempt for attempt in attempts if not attempt.gated]
         # 3. solve, each problem within its limit, and 4. verify
+        self.announce("solving")
         solve(self.policy, solved, self.options.samples, self.how, self.generator(step, "solve"))
         # 5. align: how well did the predictions fit?
         align(solved)
         # 6. advantages, within each group of solutions and each group of predictions
         sequences = self.sequences(solved)
         # 7. update
+        self.announce("updating")
         update = self.update(sequences, step)
         # 8. clone the experts
         expert_loss = self.clone_experts(solved) if self.options.experts else None
@@ -259,6 +266,7 @@ class Trainer:
             samples=self.options.eval_samples,
             predictions=self.options.eval_predictions,
             how=self.how,
+            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", leave=False),
         )
         return {f"eval_{name}": result[name] for name in EVALUATED}
 
@@ -288,6 +296,7 @@ class Trainer:
         state = torch.load(checkpoint / "trainer.pt", map_location=self.policy.device, weights_only=True)
         self.drawn = state["drawn"]
         self.counters = Counter(state["counters"])
+        self.timeouts_before = self.counters["verifier_timeouts"] - verify.timeouts()
         self.experts = [tuple(pair) for pair in state["experts"]]
         self.explored.extend(tuple(pair) for pair in state["explored"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -319,6 +328,8 @@ def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
 def train(options: Options, run: Path) -> list[dict]:
     """Train as the options say, into the folder `run`; returns all rows of its metrics.jsonl."""
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
+    for reason, count in source.skipped.items():
+        print(f"{options.data}: {count} problems left out ({reason})")
     found = checkpoints(run) if options.resume else []
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
@@ -334,12 +345,14 @@ def train(options: Options, run: Path) -> list[dict]:
     not_evaluated = {f"eval_{name}": None for name in EVALUATED}
 
     def log(step: int, figures: dict, attempts: list[Attempt]) -> None:
-        counters = {name: trainer.counters[name] for name in COUNTERS} | {"verifier_timeouts": verify.timeouts()}
         evaluated = trainer.evaluate() if step % options.eval_every == 0 or step == options.steps else not_evaluated
+        trainer.counters["verifier_timeouts"] = trainer.timeouts_before + verify.timeouts()
+        counters = {name: trainer.counters[name] for name in COUNTERS}
         shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
         folder.log(step, figures | counters | evaluated, shown)
 
-    bar = tqdm(total=options.steps, initial=max(last, 0), desc=options.algo, unit="step")
+    bar = tqdm(total=options.steps, initial=max(last, 0), unit="step")
+    trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     if last < 0:
         log(0, trainer.metrics([], []) | trainer.update([], 0) | {"expert_loss": None}, [])
     for step in range(max(last, 0) + 1, options.steps + 1):
