@@ -32,14 +32,17 @@ MAX_SOLUTION_LENGTH = 1_000_000  # a longer prediction, in tokens, is out of ran
 MAX_META_CHARACTERS = 20_000  # only the end of a longer answer is searched: bounds the time of `parse_meta`
 MIN_EXPERT_NOTION_REWARD = 0.2  # a trajectory with a lower notion reward is no expert
 
-SOLVE_INSTRUCTION = "\nReason step by step, and put your final answer within \\boxed{}."
+SOLVE_INSTRUCTION = "\nReason step by step. The last line must be: The final answer is \\boxed{answer}."
 HINT_INSTRUCTION = "\nThese notions may help: "
 META_INSTRUCTION = (
-    "\nDo not solve this problem yet. Predict how your own attempts at it will go. Answer with one JSON object "
-    f'with these keys: "pass_rate", how many of {PASS_RATE_SCALE} attempts will be right, an integer from 0 to '
-    f'{PASS_RATE_SCALE}; "solution_length", how many tokens a right solution will take, an integer up to '
+    "\nDo not solve this problem yet. Predict how your own attempts at it will go: how many of "
+    f"{PASS_RATE_SCALE} attempts will be right (pass_rate, an integer from 0 to {PASS_RATE_SCALE}), how many tokens a "
+    "right solution will take (solution_length, an integer up to "
 )
-META_INSTRUCTION_END = '; "notions", a list of the concepts your solution will use that the problem does not name.'
+META_INSTRUCTION_END = (
+    ") and which concepts it will use that the problem does not name (notions). Answer with nothing but one JSON "
+    'object like this, with your own values: {"pass_rate": 4, "solution_length": 60, "notions": ["ratio", "average"]}'
+)
 
 
 @dataclass(frozen=True)

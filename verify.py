@@ -61,6 +61,7 @@ MAX_CHARS = 2000  # longest answer that is parsed; below the 4300 digits at whic
 MAX_BITS = 20_000  # of an exact number; towers of powers stop here
 CALL_LIMIT = 4.0  # seconds, one call of answers_match, the worker's start included
 PAIR_LIMIT = 2.0  # seconds, one question to a running worker
+DIGITS = 100  # of relative precision, at which two expressions are told apart
 WORKER_BYTES = 1 << 30  # address space of the worker, where the OS can limit it
 
 # ---------------------------------------------------------------------------- 1. the answer in a response
@@ -116,7 +117,9 @@ def merge_thousands(text: str) -> str:
 def same_text(a: str, b: str) -> bool | None:
     """Words, choices and times of day, normalised; None where it is not for this stage to say."""
     if WORDS.fullmatch(a) and WORDS.fullmatch(b):
-        if a.casefold() == b.casefold() and (len(a) > 3 or a.lower() in ("yes", "no", "odd") or (len(a) == 3 and a[1:] == b[1:])):
+        if a.casefold() == b.casefold() and (
+            len(a) > 3 or a.lower() in ("yes", "no", "odd") or (len(a) == 3 and a[1:] == b[1:])
+        ):
             return True
         if re.search(r"[A-Za-z]{5}", f"{a} {b}"):
             return False
@@ -280,32 +283,42 @@ def same(a: Tree, b: Tree, prove: Prover) -> bool:
 def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
     """What each operator of a tree means to sympy; ValueError for what is not real, or would grow without bound."""
 
-    def real(function: Callable[..., Any], base: Any, *rest: Any) -> Any:
-        if is_real and base.is_negative and not (rest and rest[0].is_integer):
+    def real(value: Any, *negative: Any) -> Any:
+        if is_real and any(part.is_negative for part in negative):
             raise ValueError("not real")
-        return function(base, *rest)
+        return value
 
     def power(base: Any, exponent: Any) -> Any:
         bits = max(abs(base.p).bit_length(), base.q.bit_length()) if base.is_Rational else 1
         if exponent.is_Rational and bits * abs(exponent) > 1_000_000:
             raise ValueError("a tower of powers")
-        return real(operator.pow, base, exponent)
+        return base**exponent if exponent.is_integer else real(base**exponent, base)
 
     def root(base: Any, degree: Any) -> Any:  # the real one: the cube root of -8 is -2
         is_odd = degree.is_Integer and degree % 2 == 1
-        return -sympy.root(-base, degree) if is_odd and base.is_negative else real(operator.pow, base, 1 / degree)
+        return -power(-base, 1 / degree) if is_odd and base.is_negative else power(base, 1 / degree)
 
     def small(function: Callable[..., Any], *values: Any) -> Any:
         if any(value.is_Rational and abs(value) > 10_000 for value in values):
             raise ValueError("a giant")
         return function(*values)
 
-    log = functools.partial(real, sympy.log)
-    return {name: getattr(sympy, name) for name in "sin cos tan sec csc cot sinh cosh tanh exp floor".split()} | {
-        "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "+": sympy.Add, "*": sympy.Mul, "ln": log,
-        "log": lambda x, base=10: log(x) / log(base), "lg": lambda x: log(x) / sympy.log(10), "^": power, "root": root,
-        "frac": operator.truediv, "%": lambda x: x / 100, "abs": sympy.Abs, "ceil": sympy.ceiling,
-        "!": functools.partial(small, sympy.factorial), "binom": functools.partial(small, sympy.binomial),
+    def log(x: Any, base: Any = sympy.Integer(10)) -> Any:
+        return real(sympy.log(x) / sympy.log(base), x, base)
+
+    names = "sin cos tan sec csc cot asin acos atan sinh cosh tanh exp floor Abs ceiling Add Mul".split()
+    aliases = {
+        "asin": "arcsin",
+        "acos": "arccos",
+        "atan": "arctan",
+        "Abs": "abs",
+        "ceiling": "ceil",
+        "Add": "+",
+        "Mul": "*",
+    }
+    return {aliases.get(name, name): getattr(sympy, name) for name in names} | {
+        "ln": lambda x: log(x, sympy.E), "log": log, "lg": log, "^": power, "root": root, "frac": operator.truediv,
+        "%": lambda x: x / 100, "!": lambda n: small(sympy.factorial, n), "binom": lambda *n: small(sympy.binomial, *n),
         "apply": lambda name, *arguments: sympy.Function(str(name))(*arguments),
     }  # fmt: skip
 
@@ -314,50 +327,55 @@ POINTS = [(1361, 523, 2459, 811, 1733), (317, 2797, 1213, 1999, 449), (-1511, 20
     (-421, -1871, 1103, -2203, 907), (2018, 3027, 1009, 5045, 4036)]  # over 1009; the last one whole  # fmt: skip
 
 
-def settle(a: Tree, b: Tree, digits: int, sympy: Any) -> bool:
+def settle(a: Tree, b: Tree, sympy: Any) -> bool:
     """Are two expressions, or two relations of two sides, the same? KeyError or ValueError where sympy has no answer.
 
-    Sample points where all is real can deny it. Then constants are proved; so is what is real at none of the points.
+    Sample points where both are real can deny it: their distance is exact there if rational, else known to DIGITS
+    digits. Where none denies it, variables are believed; constants, and what is nowhere real, must be proved.
     """
-    symbols: dict[str, Any] = {}
-    is_real = not mentions((a, b), {"i"})
+    constants = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi}
+    symbols: dict[str, int] = {}
 
-    def build(tree: Tree, point: tuple[int, ...] = (), table: Any = sympy_table(sympy, False)) -> Any:
+    def build(tree: Tree, point: tuple[int, ...] = (), is_real: bool = False) -> Any:
         def leaf(x: Any) -> Any:
             if not isinstance(x, str):
-                return x if isinstance(x, sympy.Basic) else sympy.Integer(x)
-            if x in ("e", "i", r"\pi"):
-                return {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi}[x]
-            symbol = symbols.setdefault(x, sympy.Symbol(x, real=True))
-            n = list(symbols).index(x)
-            return sympy.Rational(point[n % 5] * (1 + n // 5), 1009) if point else symbol
+                return sympy.Integer(x) if isinstance(x, int) else x
+            n = 0 if x in constants else symbols.setdefault(x, len(symbols))
+            value = sympy.Rational(point[n % 5] * (1 + n // 5), 1009) if point else sympy.Symbol(x, real=True)
+            return constants.get(x, value)
 
-        return evaluate(tree, leaf, table)
+        return evaluate(tree, leaf, sympy_table(sympy, is_real))
 
+    is_real = not mentions((a, b), {"i"})
     if kind(a) == "relation":  # compare left - right, up to a factor, which < and <= want positive
         sign, a, b = a[2], *(("+", tree[1], ("*", -1, tree[3])) for tree in (a, b))
         factor = build(("frac", a, b), POINTS[0])
         if not (factor.is_nonzero if sign in ("=", "!=") else factor.is_positive):
             return False
         b = ("*", factor, b)
-    gap = build(a) - build(b)
-    if gap == 0 or sympy.expand(gap) == 0:
+    gap, agreed = build(a) - build(b), False
+    if gap == 0:
         return True
-    agreed, table = False, sympy_table(sympy, is_real)
     for point in POINTS if symbols else POINTS[:1]:
         with contextlib.suppress(ValueError):
-            x, y = (build(tree, point, table).evalf(digits, chop=True) for tree in (a, b))
-            if x.is_number and y.is_number and not x.has(sympy.zoo, sympy.nan, sympy.oo):
-                if not abs(x - y) < sympy.Float(10, digits) ** (10 - digits) * (1 + abs(x)):
-                    return False
-                agreed = True
-    if not agreed:
-        return sympy.simplify(gap) == 0
-    return bool(symbols) or gap.equals(0) is not False
+            distance = build(a, point, is_real) - build(b, point, is_real)
+            if not distance.is_Rational:  # a part of precision 1 is sympy's zero: DIGITS digits cancelled
+                size = abs(build(a, point, is_real)).evalf(3)
+                digits = DIGITS + (len(str(int(size))) if size.is_Float and size > 1 else 0)
+                parts = distance.evalf(5, maxn=digits).as_real_imag()
+                if not all(part.is_Float or part.is_Rational for part in parts):
+                    continue  # undefined here
+                distance = max(abs(part) if getattr(part, "_prec", 2) > 1 else 0 for part in parts)
+            if distance != 0:
+                return False
+            agreed = True
+    if agreed and symbols:
+        return True
+    return sympy.expand(gap) == 0 or (bool(gap.equals(0) is not False) if agreed else sympy.simplify(gap) == 0)
 
 
 def serve() -> None:
-    """The worker: a line of JSON [a, b, digits] in, true or false out, until its parent closes the pipe."""
+    """The worker: a line of JSON [a, b] in, true or false out, until its parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pipe
     with contextlib.suppress(ImportError):
         import resource
@@ -490,8 +508,7 @@ def judge(prediction: object, truth: object) -> tuple[bool, str]:
         if mentions((x, y), COMPOSED - {"relation"} | {INFINITY}):
             return False  # not expressions
         stages.add("sympy")
-        digits = 30 + len(a) + len(b)  # finer than any literal
-        return WORKER.ask(json.dumps([x, y, digits]), deadline)
+        return WORKER.ask(json.dumps([x, y]), deadline)
 
     readings = [(merge_thousands(a), merge_thousands(b))]
     if bool(THOUSANDS.fullmatch(a)) != bool(THOUSANDS.fullmatch(b)):

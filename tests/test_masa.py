@@ -153,7 +153,7 @@ def test_hints_are_the_notions_named_most():
 
 
 def test_prompts_hold_what_they_must():
-    assert "1 + 1 = ?" in masa.solution_prompt("1 + 1 = ?") and "\\boxed{}" in masa.solution_prompt("1 + 1 = ?")
+    assert "1 + 1 = ?" in masa.solution_prompt("1 + 1 = ?") and "\\boxed{" in masa.solution_prompt("1 + 1 = ?")
     assert "carry, borrow" in masa.solution_prompt("x", ["carry", "borrow"])
     prompt = masa.meta_prompt("1 + 1 = ?", 777)
     assert all(part in prompt for part in ("1 + 1 = ?", "777", "pass_rate", "solution_length", "notions", "0 to 8"))
