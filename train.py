@@ -35,7 +35,7 @@ from options import OptionError, Options, build_parser, preset
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
-EXPLORED_WINDOW = 128  # gate precision and recall are of the last so many explored problems
+EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
 # Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
 COUNTERS = (
     "tokens_solution",
@@ -86,7 +86,8 @@ class Trainer:
         self.drawn = 0  # position in the stream of problems
         self.counters: Counter[str] = Counter()  # cumulative over the run
         self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
-        self.explored: deque[tuple[bool, bool]] = deque(maxlen=EXPLORED_WINDOW)  # (would be gated, zero variance)
+        # Of each explored problem: would be gated, zero variance, solutions beyond its limit, right ones among these
+        self.explored: deque[tuple[bool, bool, int, int]] = deque(maxlen=EXPLORED_WINDOW)
         self.timeouts_before = -verify.timeouts()  # the verifier counts from the start of the process
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever waits what is going on
 
@@ -231,16 +232,8 @@ class Trainer:
         self.counters["tokens_meta"] += generated_tokens(meta)
         self.counters["problems_seen"] += len(attempts)
         self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
-        exploring = [attempt for attempt in solved if attempt.exploring and attempt.predictions]
-        self.explored.extend((self.predicted_useless(a), a.zero_variance) for a in exploring)
-        right_when_gated = [useless for gated, useless in self.explored if gated]
-        gated_when_useless = [gated for gated, useless in self.explored if useless]
-        beyond = [
-            right
-            for a in exploring
-            for rollout, right in zip(a.solutions, a.correct, strict=True)
-            if len(rollout.response_ids) > self.predicted_limit(a)
-        ]
+        self.explored.extend(self.judgement(a) for a in solved if a.exploring and a.predictions)
+        beyond_limit = sum(beyond for _, _, beyond, _ in self.explored)
         return {
             "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
             "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
@@ -249,14 +242,24 @@ class Trainer:
             "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
             "gated_frac": _mean([attempt.gated for attempt in attempts]),
             "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
-            "gate_precision": _mean(right_when_gated),
-            "gate_recall": _mean(gated_when_useless) if self.options.predictions else None,
-            "wrongly_cut_frac": _mean(beyond),
+            "gate_precision": _mean([useless for gated, useless, _, _ in self.explored if gated]),
+            "gate_recall": _mean([gated for gated, useless, _, _ in self.explored if useless]),
+            "wrongly_cut_frac": sum(r for *_, r in self.explored) / beyond_limit if beyond_limit else None,
             "parsed_frac": _mean([prediction is not None for prediction in predictions]),
             "reward_length": _mean([rewards.length for rewards in alignments]),
             "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
             "reward_notion": _mean([rewards.notion for rewards in alignments]),
         }
+
+    def judgement(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
+        """What gate and cutoff would have done to an explored problem: an entry of `explored`."""
+        limit = self.predicted_limit(attempt)
+        beyond = [
+            right
+            for rollout, right in zip(attempt.solutions, attempt.correct, strict=True)
+            if len(rollout.response_ids) > limit
+        ]
+        return self.predicted_useless(attempt), attempt.zero_variance, len(beyond), sum(beyond)
 
     def evaluate(self) -> dict:
         """Figures on the fixed held-out problems: neither gated nor cut, the same random numbers each time."""
