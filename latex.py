@@ -2,11 +2,12 @@ r"""From the text of an answer to a tree: a closed grammar for LaTeX and plain m
 
     normalise(text)        one spelling for each thing: spaces, fonts, \left, \dfrac, \$ ... are gone
     parse(text)            the tree of a normalised answer; raises ValueError where the grammar does not reach
+    rational(tree)         its exact value, where it has one that is rational and not too large
 
-A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: nothing here evaluates text, and a tree
-can be sent to another process as JSON. Units and degrees are dropped while reading, as verify.py's conventions say.
-Left out: integrals, sums, limits, piecewise functions, \bmod. Time is linear in the text but for nested brackets, which
-MAX_DEPTH bounds.
+A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: no text is ever evaluated, and a
+tree can go to another process as JSON. Units and degrees are dropped while reading, as verify.py's conventions say.
+Left out: integrals, sums, limits, piecewise functions, \bmod. Time is linear in the text, but for nested brackets,
+which MAX_DEPTH bounds.
 
     >>> parse(normalise(r"$x\in\left[0,\dfrac12\right)$"))
     ('tuple', '[)', 0, ('frac', 1, 2))
@@ -14,11 +15,16 @@ MAX_DEPTH bounds.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
+import operator
 import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+MAX_BITS = 20_000  # of an exact number; towers of powers stop here
 MAX_DEPTH = 30  # nested brackets, signs and functions; each costs some ten Python frames of the thousand there are
 
 # ---------------------------------------------------------------------------- 1. one spelling for each thing
@@ -26,12 +32,13 @@ MAX_DEPTH = 30  # nested brackets, signs and functions; each costs some ten Pyth
 # fmt: off
 POWERS = {"hundred": "10^2", "thousand": "10^3", "million": "10^6", "billion": "10^9"}
 UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-    "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "√": r"\sqrt ", "°": r"\degree ", "∪": r"\cup ", "∈": r"\in ",
-    "±": r"\pm ", "½": r"\frac12 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "²": "^2 ",
-    "³": "^3 ", "’": "'", "，": ",", "（": "(", "）": ")", "∅": r"\emptyset ", "\u200b": None} | dict.fromkeys("€£¥¢"))
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ",
+    "≠": r"\ne ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "√": r"\sqrt ", "°": r"\degree ", "∪": r"\cup ",
+    "∈": r"\in ", "±": r"\pm ", "½": r"\frac12 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ", "¼": r"\frac14 ",
+    "¾": r"\frac34 ", "²": "^2 ", "³": "^3 ", "’": "'", "，": ",", "（": "(", "）": ")", "∅": r"\emptyset ",
+    "\u200b": None} | dict.fromkeys("€£¥¢"))
 REWRITES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), replacement) for pattern, replacement in [
-    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|cdot|times|infty|pm|cup|end)(?![A-Za-z]))", r"\\"),  # escaped twice
+    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|cdot|times|infty|pm|cup|end)(?![a-z]))", r"\\"),  # doubled
     (r"\\\\|\\(?=[-\d])", r"\\row "),  # the end of a matrix's row; some data sets have lost one backslash
     (r"(?<=\d)(?:,\s*\\!|\{,\}\s*(?:\\!)?)\s*(?=\d{3})", ""),  # 11,\!111 and 2{,}016
     (r"\\!|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:display|text)style(?![a-z])|\\[()\[\]]|\\?\$", ""),
@@ -88,13 +95,14 @@ Tree = Any  # int | str (a symbol) | tuple (operator, *trees); nothing else, so 
 # fmt: off
 GREEK = set("alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega Phi".split())
 FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
-STARTS = {"frac", "sqrt", "pi", "infty", "binom", "lfloor", "lceil", "emptyset", "angle", "triangle"} | GREEK | FUNCTIONS
+STARTS = GREEK | FUNCTIONS | set("frac sqrt pi infty binom lfloor lceil emptyset angle triangle".split())
 ALIASES = {
-    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "**": "^", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=",
-    r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\ne": "!=", r"\neq": "!=", r"\lt": "<", r"\gt": ">", r"\approx": "=",
-    r"\equiv": "=", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\langle": "(",
-    r"\rangle": ")", r"\infinity": r"\infty", r"\inf": r"\infty", r"\varnothing": r"\emptyset"}
-COMMANDS = STARTS | {"pm", "mp", "cup", "in", "row", "overline", "bar", "degree", "rfloor", "rceil"} | {a[1:] for a in ALIASES}
+    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "**": "^", r"\le": "<=", r"\leq": "<=",
+    r"\leqslant": "<=", r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\ne": "!=", r"\neq": "!=", r"\lt": "<",
+    r"\gt": ">", r"\approx": "=", r"\equiv": "=", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\lbrace": r"\{",
+    r"\rbrace": r"\}", r"\langle": "(", r"\rangle": ")", r"\infinity": r"\infty", r"\inf": r"\infty",
+    r"\varnothing": r"\emptyset"}
+COMMANDS = STARTS | set("pm mp cup in row overline bar degree rfloor rceil".split()) | {alias[1:] for alias in ALIASES}
 UNITS = "cm|mm|km|kg|mg|ml|mL|ft|hrs?|min|mph|cents?|units?|miles?|feet|inch|days?|deg|yes|no|true|false|odd|even|none"
 TOKEN = re.compile(rf"""\s*(?:
       (?P<based>\d[\dA-Z]*_(?:\{{\d+\}}|\d+))
@@ -118,7 +126,8 @@ def tokenise(text: str) -> list[str]:
         if kind in ("text", "word"):
             token = "\\" + token if token in FUNCTIONS else token if token in ("e", "i") else '"' + token.casefold()
         elif kind in ("command", "name"):
-            size = next((n for n in range(len(token), 1, -1) if token[:n] in COMMANDS), 0)  # \secx is \sec x
+            known = COMMANDS if token in COMMANDS else STARTS  # \secx is \sec x, but \int is not \in t
+            size = next((n for n in range(len(token), 1, -1) if token[:n] in known), 0)
             if not size:
                 raise ValueError(f"unknown command {token!r}")
             token, at = "\\" + token[:size], at - (len(token) - size)
@@ -163,15 +172,9 @@ LEVELS: list[tuple[tuple[str, ...], Callable[[list[Tree]], Tree]]] = [  # looses
     (("+", "-", r"\pm", r"\mp"), chain("+")),  # read as signs of the next term
     (("*", "/", ""), product),
 ]
-CLOSING = {
-    "(": ")]",
-    "[": ")]",
-    r"\{": (r"\}",),
-    "{": "}",
-    "|": "|",
-    r"\lfloor": (r"\rfloor",),
-    r"\lceil": (r"\rceil",),
-}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "(": (")", "]"), "[": (")", "]"), "{": ("}",), r"\{": (r"\}",), "|": ("|",), r"\lfloor": (r"\rfloor",),
+    r"\lceil": (r"\rceil",)}  # fmt: skip
 AROUND = {r"\{": "list", "|": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}
 
 
@@ -223,9 +226,7 @@ class Parser:
         token = self.next
         if token[:1].isdigit() or token[:1] == ".":
             return not self.tokens[self.at - 1][-1].isalnum()  # "2 3" and "x2" are no products
-        return (
-            (token == "|" and not self.bars) or token in "([{" and token != "" or token.isalpha() or token[1:] in STARTS
-        )
+        return token.isalpha() or token in ("(", "[", "{") or token[1:] in STARTS or (token == "|" and not self.bars)
 
     def power(self) -> Tree:
         """A primary with all that may follow it: powers, factorials, percent, degrees, subscripts, units."""
@@ -341,3 +342,47 @@ class Parser:
 def parse(text: str) -> Tree:
     """The tree of a normalised answer. Raises ValueError (or RecursionError, near the interpreter's limit)."""
     return Parser(text).answer()
+
+
+# ---------------------------------------------------------------------------- 3. what trees are worth
+
+
+def evaluate(tree: Tree, leaf: Callable[[Any], Any], table: dict[str, Callable[..., Any]]) -> Any:
+    """Fold a tree: leaf() values its numbers and symbols, table its operators (KeyError if it lacks one)."""
+    if isinstance(tree, (tuple, list)):
+        return table[tree[0]](*[evaluate(part, leaf, table) for part in tree[1:]])
+    return leaf(tree)
+
+
+def bounded(value: Fraction) -> Fraction:
+    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+        raise OverflowError("too large for an exact number")
+    return value
+
+
+def whole(value: Fraction, largest: float = 1000) -> int:
+    if value.denominator != 1 or not 0 <= abs(value) <= largest:
+        raise OverflowError("not a whole number, or too large")
+    return int(value)
+
+
+EXACT: dict[str, Callable[..., Fraction]] = {
+    "+": lambda *terms: functools.reduce(lambda x, y: bounded(x + y), terms),
+    "*": lambda *factors: functools.reduce(lambda x, y: bounded(x * y), factors),
+    "frac": operator.truediv,
+    "^": lambda x, n: x ** whole(n, MAX_BITS / (x.numerator.bit_length() + x.denominator.bit_length())),
+    "%": lambda x: x / 100,
+    "!": lambda n: Fraction(math.factorial(whole(n))),
+    "binom": lambda n, k: Fraction(math.comb(whole(n), whole(k))),
+}
+
+
+def rational(tree: Tree) -> Fraction | None:
+    """The exact value of a tree without roots and symbols; None for any other, or one beyond MAX_BITS."""
+    with contextlib.suppress(KeyError, ArithmeticError, ValueError, TypeError):
+        return evaluate(tree, lambda leaf: Fraction(leaf) if isinstance(leaf, int) else {}[leaf], EXACT)
+    return None
+
+
+def mentions(tree: Tree, names: set[str]) -> bool:
+    return any(mentions(part, names) for part in tree) if isinstance(tree, (tuple, list)) else tree in names

@@ -1,0 +1,188 @@
+r"""Every answer of a file must match itself and its rewrites, and be told from its corruptions.
+
+    python tests/check_answers.py                          the built-in answers
+    python tests/check_answers.py --answers FILE.jsonl     one object a line; its key "answer" (or --key) is checked
+
+Exit status 1 if any verdict is wrong. An empty answer equals nothing by convention: it is counted, not checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from verify import answers_match, extract_answer, timeouts
+
+BUILT_IN = r"""
+17 ; -3 ; 0.20 ; 125,000 ; 2{,}016{,}532 ; \frac{5}{12} ; -\frac{1}2 ; \frac{16}3 ; 129\frac{1}{3} ; 100\pi ; 3\sqrt{7}
+\frac{\sqrt{3}}{2} ; \frac{8\sqrt{5}}{81} ; (1,-2,8) ; (-\frac{16}{5},\frac{53}{10}) ; (4,112) ; -\frac{3}{4} ; (3,-1)
+[-1,\frac{1}{\sqrt{2}}) ; (-\infty,-2)\cup(-2,2)\cup(2,\infty) ; \{4,5,7\} ; -\sqrt{3},-1,1,\sqrt{3} ; -2{or}-12
+(-4,27),(2,15) ; 1010100_2 ; 24_{10} ; \begin{pmatrix}-6\8\end{pmatrix} ; \begin{pmatrix}1/3\\-1/6\\1/6\end{pmatrix}
+{(B)} ; {Monday} ; {even} ; LQSX ; 1:4 ; -7+24i ; x^2+7x+10 ; (a+b)(a+c)(b+c) ; \frac{2ab}{a^2+b^2} ; 2\secx ; n
+x+2y-2z-9=0 ; y=2x+1 ; 12^{1/7} ; \sin^2y ; \sqrt[4]{8} ; [0,3) ; 32000 ; \frac{2469}{20,000} ; x>3"""
+BUILT_IN = [answer.strip() for answer in re.split(r"[;\n]", BUILT_IN) if answer.strip()]
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+FRACTION = r"(-?)\\frac\{(\d+)\}\{(\d+)\}"
+
+
+def is_value(answer: str) -> bool:
+    """One number or expression: no entries, relations, words or choices, so that a sign or a unit can be added."""
+    plain = re.sub(r"\\[A-Za-z]+", "", answer)
+    return not re.search(r"\\begin|\\cup|[,;=<>:]|\{[A-Za-z()]+\}|[A-Z]", answer) and bool(re.search(r"[\da-z]", plain))
+
+
+def terminating(fraction: Fraction) -> str | None:
+    """The decimal of a fraction, when it ends."""
+    rest = fraction.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return (
+        format(float(fraction), ".12f").rstrip("0").rstrip(".") if rest == 1 and fraction.denominator < 10**6 else None
+    )
+
+
+def rewrites(answer: str) -> Iterator[tuple[str, str]]:
+    """Other ways to write the same answer, as (name, text)."""
+    yield "itself", answer
+    yield "boxed", extract_answer(rf"so the answer is $\boxed{{{answer}}}$.") or ""
+    yield "spaces", "  " + re.sub(r"([+=^/|])", r" \1 ", answer) + " "
+    yield "dollars", f"${answer}$"
+    yield "parentheses of LaTeX", rf"\({answer}\)"
+    yield "display style", rf"\displaystyle {answer}"
+    yield "braces", f"{{{answer}}}"
+    yield "full stop", answer + "."
+    yield "unicode minus", answer.replace("-", "−")
+    if "\\frac" in answer:
+        yield "dfrac", answer.replace("\\frac", "\\dfrac")
+        yield "tfrac", answer.replace("\\frac", "\\tfrac")
+    if re.search(r"[(\[]", answer) and "sqrt[" not in answer and re.search(r"[)\]]", answer):
+        yield "left and right", re.sub(r"([)\]])", r"\\right\1", re.sub(r"([(\[])", r"\\left\1", answer))
+    if re.fullmatch(FRACTION, answer):
+        sign, above, below = re.fullmatch(FRACTION, answer).groups()
+        yield "slash", f"{sign}{above}/{below}"
+        yield "expanded", rf"{sign}\frac{{{3 * int(above)}}}{{{3 * int(below)}}}"
+        yield "sign moved", rf"\frac{{-{above}}}{{{'' if sign else '-'}{below}}}"
+        if decimal := terminating(Fraction(int(above), int(below))):
+            yield "decimal", sign + decimal
+    if re.fullmatch(NUMBER, answer):
+        yield "fraction", rf"\frac{{{Fraction(answer).numerator}}}{{{Fraction(answer).denominator}}}"
+        yield "currency", rf"\${answer}"
+        yield "trailing zeros", answer + ("00" if "." in answer else ".00")
+    if re.fullmatch(r"-?\d{4,}", answer):
+        yield "thousands", f"{int(answer):,}"
+        yield "thousands in LaTeX", f"{int(answer):,}".replace(",", r",\!")
+    if is_value(answer):
+        yield "unit", answer + r"\text{ cm}"
+        yield "unit in mathrm", answer + r"\ \mathrm{units}^2"
+        yield "named", f"k = {answer}"
+    if re.fullmatch(r"\{[A-Za-z]+\}|\{\([A-Z]\)\}|[A-E]", answer):
+        bare = answer.strip("{}")
+        yield "text", rf"\text{{{bare}}}"
+        yield "bold", rf"\textbf{{{bare}}}"
+        yield "other case", bare.swapcase()
+
+
+def bump(digits: str, by: int = 1) -> str:
+    return str((int(digits) + by) % 10)
+
+
+def corruptions(answer: str) -> Iterator[tuple[str, str]]:
+    """Answers that are near and wrong, as (name, text)."""
+    digits = [match.start() for match in re.finditer(r"\d", answer)]
+    if digits:
+        first, last = digits[0], digits[-1]
+        yield "last digit", answer[:last] + bump(answer[last]) + answer[last + 1 :]
+        yield "first digit", answer[:first] + bump(answer[first]) + answer[first + 1 :]
+        yield "one digit more", answer[: last + 1] + "7" + answer[last + 1 :]
+    if is_value(answer) and re.search("[1-9a-z]", answer):
+        yield "sign", answer[1:] if re.fullmatch(r"-[^+\-]*", answer) else f"-({answer})"
+        yield "plus one", f"{answer}+1"
+        yield "twice", f"2({answer})"
+    for name, by in (("numerator + 1", 1), ("numerator - 1", -1)):
+        if re.search(r"\\frac\{\d+\}", answer):
+            yield name, re.sub(r"\\frac\{(\d+)\}", lambda m: rf"\frac{{{int(m[1]) + by}}}", answer, count=1)  # noqa: B023
+    if (match := re.fullmatch(FRACTION, answer)) and match[2] != match[3]:
+        yield "upside down", rf"{match[1]}\frac{{{match[3]}}}{{{match[2]}}}"
+    if match := re.fullmatch(r"([(\[])([^()\[\],]+),([^()\[\],]+)([)\]])", answer):
+        opening, x, y, closing = match.groups()
+        if x != y:
+            yield "swapped coordinates", f"{opening}{y},{x}{closing}"
+        yield "open or closed, left", f"{'[' if opening == '(' else '('}{x},{y}{closing}"
+        yield "open or closed, right", f"{opening}{x},{y}{']' if closing == ')' else ')'}"
+        yield "one entry more", f"{opening}{x},{y},{y}{closing}"
+    if "+" in answer:
+        yield "plus to minus", answer.replace("+", "-", 1)
+    if re.search(r"\\sqrt\{\w+\}", answer):
+        yield "root lost", re.sub(r"\\sqrt\{(\w+)\}", r"\1", answer, count=1)
+    if "\\pi" in answer:
+        yield "pi lost", answer.replace("\\pi", "" if re.search(r"\d\\pi", answer) else "1", 1)
+    if match := re.fullmatch(r"\{\(?([A-F])\)?\}|([A-F])", answer):
+        yield "next letter", chr(ord(match[1] or match[2]) + 1)
+    if re.fullmatch(r"\{[A-Za-z]{3,}\}", answer):
+        yield "another word", answer[:-1] + "ish}"
+        yield "cut word", answer[:-2] + "}"
+    if "\\cup" in answer:
+        yield "part of a union lost", answer.rpartition("\\cup")[0]
+
+
+def same_by_chance(answer: str, corrupted: str) -> bool:
+    """Corruptions that leave the value alone: a one-digit numeral in another base, a power or factor of zero."""
+    return bool(re.fullmatch(r"[01]_\{?\d+\}?", answer) and answer[0] == corrupted[0])
+
+
+def check(answers: list[str]) -> tuple[Counter, list[str]]:
+    """Counts of what was checked, and a line for every wrong verdict."""
+    counts: Counter = Counter()
+    wrong = []
+    for answer in answers:
+        if not answer:
+            counts["empty answers, not checked"] += 1
+            continue
+        for name, text in rewrites(answer):
+            counts["rewrites"] += 1
+            counts[f"= {name}"] += 1
+            if not answers_match(text, answer):
+                wrong.append(f"rewrite {name!r}: {text!r} should equal {answer!r}")
+        for name, text in corruptions(answer):
+            if same_by_chance(answer, text):
+                continue
+            counts["corruptions"] += 1
+            counts[f"! {name}"] += 1
+            if answers_match(text, answer):
+                wrong.append(f"corruption {name!r}: {text!r} should differ from {answer!r}")
+    return counts, wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--answers", help="JSON lines file; without it the built-in answers are checked")
+    parser.add_argument("--key", default="answer", help="the key that holds the answer (default: answer)")
+    options = parser.parse_args()
+    answers = BUILT_IN
+    if options.answers:
+        with open(options.answers, encoding="utf-8") as file:
+            answers = [json.loads(line)[options.key] for line in file]
+    start = time.perf_counter()
+    counts, wrong = check(answers)
+    for name, count in sorted(counts.items()):
+        print(f"{count:7} {name}")
+    print("\n".join(wrong))
+    seconds = time.perf_counter() - start
+    print(f"{len(answers)} answers, {len(wrong)} wrong verdicts, {timeouts()} timeouts, {seconds:.1f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
