@@ -23,8 +23,14 @@ import policy as policies
 import tasks
 import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
+from options import Options, preset
 from policy import Policy
 
+LIMITS = {
+    "max_new_tokens": "longest solution, in tokens",
+    "max_meta_tokens": "longest meta-prediction, in tokens",
+    "max_cache_tokens": "rows x length in the sampler's cache; more is split",
+}
 PROBLEMS_AT_ONCE = 64  # what the progress bar counts in, and what bounds memory
 
 
@@ -136,33 +142,44 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--whole", action="store_true", help="all of a file, for a set that was never trained on")
     parser.add_argument("--samples", type=int, default=32, help="solutions to each problem")
     parser.add_argument("--predictions", type=int, default=4, help="meta-predictions for each problem; 0 for none")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest solution, in tokens")
-    parser.add_argument("--max-meta-tokens", type=int, default=24, help="longest meta-prediction, in tokens")
+    for name, text in LIMITS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, help=f"{text}; without it as in training: see options.py")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; the held-out problems stay the same")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     parser.add_argument("--out", type=Path, default=None, help="folder for eval.json")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    trained = Options(**preset("masa", options.model))
+    for name in LIMITS:
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(trained, name))
+    return options
 
 
 def main() -> None:
     options = parse_arguments()
-    how = Sampling(options.max_new_tokens, options.max_meta_tokens, options.temperature, options.top_p)
     try:
         problems = tasks.load_problems(options.data).heldout(options.problems, whole=options.whole)
         policy = policies.load(options.model, options.device)
-    except (tasks.ProblemError, policies.PolicyError) as error:
+        result = evaluate(
+            policy,
+            problems,
+            samples=options.samples,
+            predictions=options.predictions,
+            how=Sampling(
+                options.max_new_tokens,
+                options.max_meta_tokens,
+                options.temperature,
+                options.top_p,
+                options.max_cache_tokens,
+            ),
+            seed=options.seed,
+            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch"),
+        )
+    except ValueError as error:  # of problems, policy or sampler: each message says what is wrong
         sys.exit(f"eval.py: {error}")
-    result = evaluate(
-        policy,
-        problems,
-        samples=options.samples,
-        predictions=options.predictions,
-        how=how,
-        seed=options.seed,
-        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch"),
-    )
     print(table(result))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,10 @@ def group_advantages(rewards: Tensor, normalize_std: bool = True) -> Tensor:
     Divided by the group's standard deviation (Bessel's correction) + 1e-6 unless `normalize_std` is off
     (Dr.GRPO). A group whose rewards are all the same gets exactly 0: it teaches nothing.
     """
-    rewards = torch.as_tensor(rewards).float()
+    rewards = torch.as_tensor(rewards)
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
+    if rewards.numel() == 0:
+        return rewards
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
     if normalize_std and rewards.shape[1] > 1:
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + 1e-6)
@@ -89,8 +92,8 @@ def policy_loss(
     """
     if advantages.ndim < logprobs.ndim:
         advantages = advantages.unsqueeze(-1)
-    # A masked position may hold anything; made 0 before exp, no inf or NaN can come of it, nor of its gradient.
-    log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0)
+    # A masked log-prob may be anything, and a ratio may overflow: neither may become NaN, nor its gradient.
+    log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0).clamp(-20, 20)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     return -(surrogate * mask).sum() / denominator

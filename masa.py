@@ -30,6 +30,7 @@ from statistics import fmean, median, pstdev
 PASS_RATE_SCALE = 8
 MAX_SOLUTION_LENGTH = 1_000_000  # a longer prediction, in tokens, is out of range
 MAX_META_CHARACTERS = 20_000  # only the end of a longer answer is searched: bounds the time of `parse_meta`
+ROUNDING = 1e-9  # 1.1 x 100 is 110.00000000000001 in floating point, and the mean of three .1 is above .1
 MIN_EXPERT_NOTION_REWARD = 0.2  # a trajectory with a lower notion reward is no expert
 
 SOLVE_INSTRUCTION = "\nReason step by step. The last line must be: The final answer is \\boxed{answer}."
@@ -139,7 +140,7 @@ def should_skip(predictions: Sequence[MetaPrediction | None], std_threshold: flo
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
     if not rates or pstdev(rates) >= std_threshold:
         return False
-    return fmean(rates) <= margin or fmean(rates) >= 1 - margin
+    return fmean(rates) <= margin + ROUNDING or fmean(rates) >= 1 - margin - ROUNDING
 
 
 def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float = 2.0, ceiling: int = 8192) -> int:
@@ -150,7 +151,7 @@ def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float
     lengths = [prediction.solution_length for prediction in _parsed(predictions)]
     if not lengths:
         return ceiling
-    return max(1, min(ceiling, math.ceil(multiplier * median(lengths))))
+    return max(1, min(ceiling, math.ceil(multiplier * median(lengths) - ROUNDING)))
 
 
 def expert_target(

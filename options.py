@@ -6,7 +6,9 @@ a model of half a million parameters does not suit one of a billion. Any single 
 
 import argparse
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # What --algo switches. GRPO is MASA with no meta rollouts; MASA-efficient has gate, cutoff and experts on.
@@ -87,9 +89,7 @@ class Options:
     token_budget: int = option(16384, "update", "padded tokens in a micro-batch: lower it when memory runs out")
     gradient_checkpointing: bool = option(False, "update", "compute activations twice instead of keeping them")
 
-    efficient_from: int = option(
-        40, "MASA-efficient", "from this step on predict, gate, then solve; before, all is solved"
-    )
+    efficient_from: int = option(40, "MASA-efficient", "from this step on predict, gate, then solve")
     gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all-right or all-wrong")
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
     gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 or 1 is predicted all-wrong or all-right")
@@ -119,8 +119,14 @@ class Options:
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems", "save_every"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("max_cache_tokens", "eval_samples"):
+            self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("predictions", "warmup_steps", "eval_predictions", "transcripts", "kl_coef", "meta_weight"):
             self._expect(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("weight_decay", "clip_low", "clip_high", "gate_std", "gate_margin", "efficient_from"):
+            self._expect(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("max_grad_norm", "cutoff_multiplier"):
+            self._expect(getattr(self, name) > 0, name, "above 0")
         for name in ("explore", "hopeless"):
             self._expect(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         self._expect(self.samples >= 2, "samples", "at least 2: an advantage is a comparison within a group")
@@ -132,7 +138,7 @@ class Options:
                 raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
         for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
             self._expect(not choices or getattr(self, name) in choices, name, f"one of {choices}")
-        self._expect(all(x.strip().isdigit() for x in self.levels.split(",") if x), "levels", "numbers such as 1,2,3")
+        self._expect(all(x.strip().isdecimal() for x in self.levels.split(",") if x), "levels", "numbers such as 1,2,3")
 
     def _expect(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
@@ -150,7 +156,15 @@ class Options:
 
 def preset(algo: str, model: str) -> dict[str, Any]:
     """The defaults of an algorithm for a model, where they differ from those of `Options`."""
-    return ALGORITHMS[algo] | ({} if model == "tiny" else REAL_MODEL)
+    return ALGORITHMS[algo] | ({} if is_embedded(model) else REAL_MODEL)
+
+
+def is_embedded(model: str) -> bool:
+    """Is it the embedded policy, or a checkpoint of it? (tiny.py marks its config so.)"""
+    try:
+        return model == "tiny" or "masa_embedded" in json.loads((Path(model) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
@@ -86,8 +87,8 @@ def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) 
             {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
         )
         model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PolicyError(
             f"cannot load model {name!r}: {reason}\n"
             "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
@@ -96,9 +97,18 @@ def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) 
         model.hf_quantizer = None
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
+    _switch_off_dropout(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer))
+
+
+def _switch_off_dropout(model) -> None:
+    """Two forward passes must give the same log-probs; eval mode would do, but for gradient checkpointing."""
+    for module in model.modules():
+        for attribute in ("p",) if isinstance(module, torch.nn.Dropout) else ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
 
 
 def _device(name: str) -> str:

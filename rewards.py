@@ -42,7 +42,7 @@ def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:
     All in tokens. 0.0 when no rollout was correct. (The released code excludes the ends, which one correct
     rollout can never satisfy.)
     """
-    return float(bool(correct_lengths) and min(correct_lengths) <= predicted <= max(correct_lengths))
+    return float(len(correct_lengths) > 0 and min(correct_lengths) <= predicted <= max(correct_lengths))
 
 
 def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) -> float:
@@ -67,9 +67,16 @@ def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Seq
 
 
 def _whole_phrase(notion: str) -> str:
-    """A pattern for the notion as whole words, any run of white space between them; "" for an empty notion."""
-    words = r"\s+".join(map(re.escape, notion.casefold().split()))
-    return rf"(?<!\w){words}(?!\w)" if words else ""
+    """A pattern for the notion as whole words, any run of white space between them; "" for an empty notion.
+
+    Only a letter or digit at its edge must not go on: "carry" is not in "carrying", but "+" is in "9+8".
+    """
+    words = notion.casefold().split()
+    if not words:
+        return ""
+    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
+    return before + r"\s+".join(map(re.escape, words)) + after
 
 
 def _found(pattern: str, text: str) -> bool:

@@ -37,6 +37,20 @@ class Rollout:
     finish_reason: str
 
 
+class AutocastCache(DynamicCache):
+    """A cache that keeps keys and values in the precision of autocast, where it is on.
+
+    Rotary embeddings are float32 under autocast and make the keys so; the cache would be twice as large.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *arguments, **named) -> tuple[Tensor, Tensor]:
+        device = key_states.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+        return super().update(key_states, value_states, *arguments, **named)
+
+
 @torch.no_grad()
 def sample(
     model,
@@ -180,7 +194,7 @@ def _prefill(model, prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Ten
     longest = max(len(prompt) for prompt in prompts)
     input_ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)  # (P, L)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    cache = DynamicCache(config=model.config)
+    cache = AutocastCache(config=model.config)
     logits = model(
         input_ids=input_ids,
         attention_mask=mask,

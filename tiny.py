@@ -181,6 +181,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
+    config.update({"masa_embedded": True})  # its checkpoints are known for what they are: see options.is_embedded
     return LlamaForCausalLM(config)
 
 

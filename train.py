@@ -78,7 +78,7 @@ class Trainer:
         # Moments of its own: supervised gradients are far larger than those of GRPO and would drown them.
         self.expert_optimizer = torch.optim.AdamW(parameters, lr=o.expert_lr, weight_decay=0.0)
         held_out = source.heldout(o.eval_problems)
-        self.held_out = [problem for problem in held_out if self._fits(masa.solution_prompt(problem.text))]
+        self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
             raise OptionError(
                 f"--max-prompt-tokens {o.max_prompt_tokens}: all {len(held_out)} held-out problems are longer"
@@ -93,7 +93,7 @@ class Trainer:
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
         """One step of training: returns its metrics and its attempts."""
-        efficient = step > self.options.efficient_from  # before, predictions are trained, but not acted on
+        efficient = step >= self.options.efficient_from  # before, predictions are trained, but not acted on
         # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
         self.announce("predicting")
         attempts = self.predict_and_gate(step, efficient)
@@ -135,8 +135,7 @@ class Trainer:
             attempt.limit = self.predicted_limit(attempt) if self.options.cutoff else None
         if self.options.hints:
             hint = masa.hint_notions(attempt.predictions)
-            if self._fits(masa.solution_prompt(attempt.problem.text, hint)):
-                attempt.hint = hint
+            attempt.hint = hint if self.fits(attempt.problem, hint) else ()
 
     def predicted_useless(self, attempt: Attempt) -> bool:
         return masa.should_skip(attempt.predictions, self.options.gate_std, self.options.gate_margin)
@@ -157,7 +156,7 @@ class Trainer:
         while len(attempts) < count:
             (problem,) = self.source.train(self.options.seed, self.drawn, 1)
             self.drawn += 1
-            if self._fits(masa.solution_prompt(problem.text)):
+            if self.fits(problem):
                 attempts.append(Attempt(problem, exploring=rng.random() < explore))
                 skipped = 0
                 continue
@@ -169,8 +168,12 @@ class Trainer:
                 )
         return attempts
 
-    def _fits(self, message: str) -> bool:
-        return len(self.policy.encode(message)) <= self.options.max_prompt_tokens
+    def fits(self, problem: tasks.Problem, hint: tuple[str, ...] = ()) -> bool:
+        """Are the prompts of the problem short enough, that of a prediction (the longer one) too if any are made?"""
+        messages = [masa.solution_prompt(problem.text, hint)]
+        if self.options.predictions:
+            messages.append(masa.meta_prompt(problem.text, self.options.max_new_tokens))
+        return all(len(self.policy.encode(message)) <= self.options.max_prompt_tokens for message in messages)
 
     def sequences(self, solved: list[Attempt]) -> list[grpo.Sequence]:
         """All rollouts of the batch with their advantages; solution and meta groups apart."""
@@ -316,15 +319,20 @@ def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
     algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
     name = f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}"
     run = Path(given.get("out") or Path("runs") / name)
-    if given.get("resume") and (run / "config.json").is_file():
-        found = json.loads((run / "config.json").read_text())
-        return Options(**found | given), run
-    if (run / "metrics.jsonl").exists():
+    numbered = [run, *(path for n in range(2, 1000) if (path := run.with_name(f"{run.name}-{n}")).exists())]
+    if given.get("resume"):
+        run = run if given.get("out") else numbered[-1]  # the newest of them
+        if (run / "config.json").is_file():
+            found = json.loads((run / "config.json").read_text())
+            if given.get("algo", found["algo"]) != found["algo"]:
+                raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
+            return Options(**found | given), run
+    elif (run / "metrics.jsonl").exists():
         if given.get("out"):
             raise OptionError(
                 f"--out {run}: holds a run already; add --resume to go on with it, or name another folder"
             )
-        run = next(path for n in range(2, 10_000) if not (path := run.with_name(f"{run.name}-{n}")).exists())
+        run = run.with_name(f"{run.name}-{len(numbered) + 1}")
     return Options(**preset(algo, model) | given), run
 
 
@@ -338,7 +346,10 @@ def train(options: Options, run: Path) -> list[dict]:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
     model = str(found[-1]) if found else options.model
     policy = policies.load(model, options.device, options.gradient_checkpointing)
-    grpo.check_head(policy.model)
+    try:
+        grpo.check_head(policy.model)
+    except ValueError as error:
+        raise policies.PolicyError(f"model {model!r}: {error}") from error
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
     reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)

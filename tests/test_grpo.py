@@ -51,6 +51,7 @@ def test_a_group_without_variance_has_exactly_no_advantage():
         for normalize_std in (True, False):
             assert not group_advantages(torch.full((1, 7), value), normalize_std).any()
     assert not group_advantages(torch.ones(2, 1)).any()
+    assert group_advantages(torch.zeros(2, 0)).shape == (2, 0) and group_advantages(torch.zeros(0, 4)).shape == (0, 4)
 
 
 def test_groups_do_not_mix():
@@ -109,6 +110,14 @@ def test_masks_of_any_number_type_and_masked_garbage():
         assert loss.item() == -2.0
         (gradient,) = torch.autograd.grad(loss, new)
         assert gradient.tolist() == [[-2.0, 0.0]]
+
+
+def test_a_ratio_beyond_all_bounds_makes_no_nan():
+    for advantage in (1.0, 0.0, -1.0):
+        new = torch.tensor([[0.0]], requires_grad=True)
+        loss = policy_loss(new, torch.tensor([[-100.0]]), torch.tensor([advantage]), torch.ones(1, 1), 1)
+        (gradient,) = torch.autograd.grad(loss, new)
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
 def test_kl_is_zero_at_equality_and_k3_elsewhere():
@@ -270,8 +279,11 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_an_empty_batch_and_one_without_advantage_change_nothing():
+    model = llama()
+    before = copy.deepcopy(model.state_dict())
     for batch in ([], [Sequence([5], [6, 1], 0.0)]):
-        report = update(llama(), torch.optim.SGD(llama().parameters(), lr=1.0), batch, SETTINGS)
+        report = update(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, SETTINGS)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert report["loss"] is None and report["grad_norm"] is None and report["skipped_updates"] == 0
 
 

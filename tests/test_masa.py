@@ -109,6 +109,8 @@ def rates(*values, length=30):
         ((None, None), False),
         ((), False),
         ((1.0,), True),
+        ((0.1, 0.1, 0.1), True),  # the margin is included, whatever floating point makes of the mean
+        ((0.95, 0.85), True),
     ],
 )
 def test_the_gate_by_hand(given_rates, skipped):
@@ -129,6 +131,7 @@ def test_the_limit_by_hand():
     assert length_limit(predicted(10, 20, 90), ceiling=1000) == 40  # twice the median
     assert length_limit(predicted(10, 15), ceiling=1000) == 25  # 2 x 12.5
     assert length_limit(predicted(10, 15), multiplier=1.5, ceiling=1000) == 19  # 18.75, rounded up
+    assert length_limit(predicted(100), multiplier=1.1, ceiling=1000) == 110  # 110.00000000000001 in floating point
     assert length_limit(predicted(600, 700), ceiling=1000) == 1000
     assert length_limit(predicted(10, None), ceiling=1000) == 20
     assert length_limit(predicted(10, None, None), ceiling=1000) == 1000

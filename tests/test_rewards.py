@@ -80,6 +80,7 @@ CORRECT = [True, True, False, False]
         (["prime number"], 0.0),  # only in a wrong one
         (["(carry"], 0.0),  # no pattern language: this stands nowhere
         ([".*"], 0.0),
+        ([","], 1.0),  # a sign needs no space around it: the first response has one
     ],
 )
 def test_notion_reward(notions, reward):

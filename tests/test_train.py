@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,25 @@ def test_no_correct_rollout_is_handled():
     assert trainer.experts == [] and figures["expert_loss"] is None
 
 
+def test_hints_are_the_predicted_notions_in_the_solution_prompt(monkeypatch):
+    trainer = small_trainer(hints=True, gate=False)
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(0.5, 40, ("flip", "carry")))
+    _, attempts = trainer.step(1)
+    prompts = {trainer.policy.decode(rollout.prompt_ids) for a in attempts for rollout in a.solutions}
+    assert len(prompts) >= 3 and all("These notions may help: flip, carry" in prompt for prompt in prompts)
+
+
+def test_an_alignment_reward_that_is_off_does_not_count():
+    trainer = small_trainer(reward_length=False, reward_notion=False, normalize_std=False)
+    _, attempts = trainer.step(1)
+    solved = [attempt for attempt in attempts if attempt.solutions]
+    chosen = [s.advantage for s in trainer.sequences(solved) if s.kind == "meta"]
+    for attempt, start in zip(solved, range(0, len(chosen), 4), strict=True):
+        rewards = [alignment.difficulty for alignment in attempt.alignments]
+        expected = [reward - sum(rewards) / 4 for reward in rewards]
+        assert chosen[start : start + 4] == pytest.approx(expected, abs=1e-6)
+
+
 def test_solution_and_meta_groups_get_advantages_apart():
     trainer = small_trainer()
     _, attempts = trainer.step(1)
@@ -227,9 +247,8 @@ def test_learning_rate_rises_during_warm_up():
 
 
 def test_problems_with_a_long_prompt_are_skipped_and_counted():
-    trainer = small_trainer(
-        max_prompt_tokens=8, eval_problems=60
-    )  # <user>, <assistant> and the instruction: five characters are left
+    # <user>, <assistant>, the two halves of the instruction and the two digits of 96 leave five characters.
+    trainer = small_trainer(max_prompt_tokens=11, eval_problems=60)
     attempts = trainer.next_attempts(6, step=1, explore=0.0)
     assert all(len(attempt.problem.text) <= 5 for attempt in attempts)
     assert trainer.counters["prompts_too_long"] == trainer.drawn - 6 > 0
@@ -239,6 +258,22 @@ def test_problems_with_a_long_prompt_are_skipped_and_counted():
     trainer.options = dataclasses.replace(trainer.options, max_prompt_tokens=2)
     with pytest.raises(OptionError, match="--max-prompt-tokens 2: the last 1000"):
         trainer.next_attempts(1, step=1, explore=0.0)
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
+    """The main job as a newcomer runs it: pass@1 up by 0.20, predictions better on problems it never saw."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "train.py", "--out", str(tmp_path / "run")], cwd=ROOT, check=True)
+    assert time.monotonic() - started < 600, "two idle cores need three minutes, at most six are promised"
+    rows = metrics(tmp_path / "run")
+    first, last = rows[0], rows[-1]
+    assert last["eval_pass1"] - first["eval_pass1"] >= 0.20
+    assert last["eval_reward_length"] - first["eval_reward_length"] > 0.1
+    assert last["eval_reward_difficulty"] - first["eval_reward_difficulty"] > 0.2
+    assert last["eval_reward_notion"] - first["eval_reward_notion"] > 0.2
+    assert any(row["gated_frac"] for row in rows) and any(row["cutoff_frac"] for row in rows)
+    assert last["experts_cloned"] > 100 and last["skipped_updates"] == 0
 
 
 # ---- bad input
@@ -289,6 +324,21 @@ def test_presets_are_overridden_by_single_flags():
     assert chosen.lr == 0.5 and chosen.expert_lr == options.REAL_MODEL["expert_lr"]
 
 
+def test_a_checkpoint_of_the_embedded_policy_keeps_its_preset(finished_run):
+    chosen, _ = resolve_options({"model": str(finished_run / "checkpoints" / "step-3"), "out": "new"})
+    assert chosen.data == "arithmetic" and chosen.lr == Options().lr
+
+
+def test_resume_takes_the_newest_run_and_no_other_algorithm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("masa-efficient-tiny-seed0", "masa-efficient-tiny-seed0-2"):
+        RunFolder(Path("runs") / name, Options(), -1).log(1, {}, [])
+    assert resolve_options({"resume": True})[1].name == "masa-efficient-tiny-seed0-2"
+    assert resolve_options({})[1].name == "masa-efficient-tiny-seed0-3"
+    with pytest.raises(OptionError, match="--algo grpo"):
+        resolve_options({"resume": True, "algo": "grpo", "out": "runs/masa-efficient-tiny-seed0"})
+
+
 def test_a_finished_run_is_not_overwritten(finished_run):
     printed = run(*SMALL, out=finished_run, ok=False).stderr
     assert "--resume" in printed and len(metrics(finished_run)) == 4
@@ -306,7 +356,7 @@ def test_figures_that_are_not_finite_become_null(tmp_path):
     assert row["loss"] is None and row["grad_norm"] is None and row["kl"] == 0.5
 
 
-def test_each_metric_and_option_group_is_explained_in_the_readme(finished_run):
+def test_each_metric_is_explained_in_the_readme(finished_run):
     readme = (ROOT / "README.md").read_text()
     for name in metrics(finished_run)[-1]:
         assert f"`{name}`" in readme, f"README.md does not define the metric {name}"
