@@ -87,19 +87,18 @@ def solve(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, ge
 
 
 def _draw(policy, prompts, n, max_new_tokens, limits, how: Sampling, generator) -> list[list[Rollout]]:
-    with policy.autocast():
-        return sample(
-            policy.model,
-            prompts,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            eos_ids=policy.eos_ids,
-            limits=limits,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            generator=generator,
-            max_cache_tokens=how.max_cache_tokens,
-        )
+    return sample(
+        policy.sampling_model(),
+        prompts,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        eos_ids=policy.eos_ids,
+        limits=limits,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        generator=generator,
+        max_cache_tokens=how.max_cache_tokens,
+    )
 
 
 def align(attempts: Sequence[Attempt]) -> None:

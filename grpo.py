@@ -1,6 +1,6 @@
 """GRPO: group advantages, token log-probs, the clipped loss, and one update of the policy.
 
-    rewards of a group -> advantages -> every rollout a `Sequence` -> micro-batches -> gradients -> one step
+    rewards of a group -> advantages -> every rollout a `Sequence` -> log-probs -> loss -> gradients -> one step
 
 The paper's objective (section 3.2) is GRPO with two of DAPO's pieces: clip-higher (0.2 / 0.28) and a mean over all
 tokens of the batch instead of a mean per rollout. Solution and meta rollouts are separate groups, and here each
@@ -11,35 +11,13 @@ instead). Run `python grpo.py` for a worked example.
 """
 
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-# Logits are made for this many entries at once (256 MiB in float32), and made again in the backward pass. The
-# logits of a whole batch, with a vocabulary of 150,000 words, would be the largest tensor of all by far.
-LOGITS_AT_ONCE = 2**26
-
-
-@dataclass
-class Sequence:
-    """One response with what the update must know about it.
-
-    advantage: one number for all its tokens.  kind: "solution" or "meta"; each kind has its own denominator.
-    sampled_logprobs: as the sampler saw them, only to measure how far the trainer's own differ.
-    old_logprobs: (T,) before the first of several updates; None with a single one.
-    reference_logprobs: (T,) of the frozen reference; None without a KL term.
-    """
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    advantage: float = 0.0
-    kind: str = "solution"
-    sampled_logprobs: list[float] = field(default_factory=list)
-    old_logprobs: Tensor | None = None
-    reference_logprobs: Tensor | None = None
+from logprobs import Sequence, batches, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -132,64 +110,6 @@ def token_weights(sequences: list[Sequence], settings: UpdateSettings) -> list[f
     ]
 
 
-def token_logprobs(model, sequences: list[Sequence], temperature: float = 1.0) -> Tensor:
-    """Log-probs of all response tokens, flat and in order: (N,) with N = the sum of the response lengths.
-
-    Padding stands on the right, where causal attention never looks, so no attention mask is needed; and only
-    positions that predict a response token reach the vocabulary.
-    """
-    longest = max(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
-    input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)  # (B, L)
-    predicts = torch.zeros(len(sequences), longest, dtype=torch.bool)  # (B, L) is the next token a response token?
-    for row, s in enumerate(sequences):
-        end = len(s.prompt_ids) + len(s.response_ids)
-        input_ids[row, :end] = torch.tensor(s.prompt_ids + s.response_ids)
-        predicts[row, len(s.prompt_ids) - 1 : end - 1] = True
-    targets = input_ids.roll(-1, dims=1)[predicts].to(model.device)  # (N,)
-    hidden = model.base_model(input_ids=input_ids.to(model.device), use_cache=False).last_hidden_state  # (B, L, H)
-    hidden = hidden[predicts.to(model.device)]  # (N, H)
-    head = model.get_output_embeddings()
-
-    def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = head(hidden).float() / temperature  # (chunk, V)
-        return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-    chunk = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    if len(targets) <= chunk:
-        return chunk_logprobs(hidden, targets)
-    return torch.cat(
-        [
-            checkpoint(chunk_logprobs, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        ]
-    )
-
-
-@torch.no_grad()
-def check_head(model) -> None:
-    """Raise ValueError unless the model's logits are its output layer applied to its last hidden state.
-
-    `token_logprobs` relies on it; a model that scales or caps its logits afterwards (Gemma 2, Cohere) does not.
-    """
-    ids = torch.arange(4, device=model.device)[None]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    if not torch.allclose(model.get_output_embeddings()(hidden), model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
-        raise ValueError(f"{type(model).__name__} changes its logits after the output layer: not supported")
-
-
-def micro_batches(sequences: list[Sequence], token_budget: int) -> Iterable[list[Sequence]]:
-    """Sequences of like length together, at most `token_budget` tokens with padding (a longer one stands alone)."""
-    batch: list[Sequence] = []
-    for sequence in sorted(sequences, key=lambda s: len(s.prompt_ids) + len(s.response_ids)):
-        length = len(sequence.prompt_ids) + len(sequence.response_ids)  # the longest so far
-        if batch and (len(batch) + 1) * length > token_budget:
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
-
-
 def _per_token(values: list[float], sequences: list[Sequence], device) -> Tensor:
     """One value per sequence -> one per response token, flat (N,)."""
     lengths = torch.tensor([len(s.response_ids) for s in sequences])
@@ -209,8 +129,8 @@ def _optimizer_step(model, optimizer, max_grad_norm: float) -> tuple[float, bool
 def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of: Callable, settings) -> None:
     """Gradients of loss_of(logprobs, weights, micro-batch), summed over micro-batches: their sizes do not matter."""
     weight_of = {id(sequence): weight for sequence, weight in zip(sequences, weights, strict=True)}
-    for batch in micro_batches(sequences, settings.token_budget):
-        logprobs = token_logprobs(model, batch, settings.temperature)  # (N,)
+    for batch, prompts in batches(model, sequences, settings.token_budget):
+        logprobs = token_logprobs(model, batch, settings.temperature, prompts)  # (N,)
         weight = _per_token([weight_of[id(s)] for s in batch], batch, logprobs.device)  # (N,)
         loss_of(logprobs, weight, batch).backward()
 
@@ -218,8 +138,8 @@ def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of:
 def _store_logprobs(model, sequences: list[Sequence], attribute: str, settings: UpdateSettings) -> None:
     """Keep the log-probs that `model` gives now as `attribute` of each sequence."""
     with torch.no_grad():
-        for batch in micro_batches(sequences, settings.token_budget):
-            logprobs = token_logprobs(model, batch, settings.temperature)
+        for batch, prompts in batches(model, sequences, settings.token_budget):
+            logprobs = token_logprobs(model, batch, settings.temperature, prompts)
             for sequence, values in zip(batch, logprobs.split([len(s.response_ids) for s in batch]), strict=True):
                 setattr(sequence, attribute, values)
 

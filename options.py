@@ -58,6 +58,9 @@ class Options:
     out: str = option("", "what to run", "output folder; empty for a new one under runs/")
     resume: bool = option(False, "what to run", "go on from the last checkpoint in --out, with the options found there")
     device: str = option("auto", "what to run", "auto takes CUDA where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = option(
+        "auto", "what to run", "of forward passes; auto takes bf16 where it is faster", ("auto", "float32", "bfloat16")
+    )
 
     problems: int = option(16, "rollouts", "problems in a batch (P)")
     samples: int = option(16, "rollouts", "solutions to each problem (G)")
@@ -86,7 +89,7 @@ class Options:
     normalize_std: bool = option(True, "update", "divide advantages by the standard deviation of their group")
     kl_coef: float = option(0.0, "update", "weight of a KL penalty (k3) to the policy before training; 0 for none")
     minibatches: int = option(1, "update", "optimizer steps for each batch of rollouts")
-    token_budget: int = option(16384, "update", "padded tokens in a micro-batch: lower it when memory runs out")
+    token_budget: int = option(2048, "update", "padded tokens in a micro-batch: lower it when memory runs out")
     gradient_checkpointing: bool = option(False, "update", "compute activations twice instead of keeping them")
 
     efficient_from: int = option(40, "MASA-efficient", "from this step on predict, gate, then solve")

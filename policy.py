@@ -4,18 +4,21 @@
 device stands in this file: where the parameters live, and the precision of the forward pass.
 
 Parameters are always float32. AdamW at a learning rate of 1e-6 changes a weight of 0.02 by 1e-6 a step, and bf16
-has no number between 0.02 and 0.0201: in pure bf16 such an update is rounded away, and nothing is learned. On CUDA
-the forward pass runs under bf16 autocast instead.
+has no number between 0.02 and 0.0201: in pure bf16 such an update is rounded away, and nothing is learned. Where bf16
+is faster, solutions are drawn from a copy of the weights in bf16, and the update runs under bf16 autocast.
 """
 
 import contextlib
+import copy
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
@@ -26,27 +29,53 @@ class PolicyError(ValueError):
     """A model cannot be used; the message says which, and what would help."""
 
 
+BF16_SAMPLING_SIZE = 512  # a CPU decodes models of a smaller hidden size no faster in bf16: see bench.py
+
+
 @dataclass
 class Policy:
-    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response."""
+    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response.
+
+    sampling_dtype, update_dtype: the precision of forward passes, float32 or bfloat16.
+    """
 
     model: Any
     tokenizer: Any
     eos_ids: frozenset[int]
+    sampling_dtype: torch.dtype = torch.float32
+    update_dtype: torch.dtype = torch.float32
+    _copy: Any = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def autocast(self, training: bool = False) -> contextlib.AbstractContextManager:
-        """The precision of every forward pass: bf16 autocast on CUDA, plain float32 on the CPU.
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision of the update's forward passes; backward passes belong inside, too.
 
-        Autocast may keep its bf16 copies of the weights. That is what makes decoding fast, and a trap in training:
-        copies made without gradients, or before an optimizer step, would be used after it.
+        Without the cache of autocast: bf16 copies of the weights made without gradients, or before an optimizer
+        step, would be used after it, and nothing would be learned.
         """
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=not training)
-        return contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            if self.update_dtype != torch.float32:
+                stack.enter_context(torch.autocast(self.device.type, dtype=self.update_dtype, cache_enabled=False))
+                if self.device.type == "cpu":  # PyTorch's fused attention goes backward eight times slower in bf16
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+    @torch.no_grad()
+    def sampling_model(self) -> Any:
+        """The model to draw from, its weights those of now: the model itself, or its copy in bf16."""
+        if self.sampling_dtype == torch.float32:
+            return self.model
+        if self._copy is None:
+            self._copy = copy.deepcopy(self.model).requires_grad_(False)
+            for parameter in self._copy.parameters():  # not the buffers: rotary frequencies must stay float32
+                parameter.data = parameter.data.to(self.sampling_dtype)
+        for parameter, now in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+            parameter.copy_(now)
+        return self._copy
 
     def encode(self, message: str) -> list[int]:
         """Prompt ids of a user message: the chat template (thinking mode off) or, for base models, plain text."""
@@ -74,10 +103,11 @@ class Policy:
         enable_progress_bar()
 
 
-def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) -> Policy:
+def load(name: str, device: str = "auto", gradient_checkpointing: bool = False, dtype: str = "auto") -> Policy:
     """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda".  Raises PolicyError with what to do about it.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda".  dtype: of forward passes, "auto" (bf16 where it is
+    faster), "float32" or "bfloat16".  Raises PolicyError with what to do about it.
     """
     device = _device(device)
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
@@ -100,7 +130,7 @@ def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) 
     _switch_off_dropout(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer))
+    return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer), *_dtypes(dtype, device, model))
 
 
 def _switch_off_dropout(model) -> None:
@@ -117,6 +147,18 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise PolicyError("--device cuda: PyTorch sees no CUDA device here; use --device auto or cpu")
     return name
+
+
+def _dtypes(name: str, device: str, model) -> tuple[torch.dtype, torch.dtype]:
+    """The precision of sampling and of the update."""
+    if name != "auto":
+        return getattr(torch, name), getattr(torch, name)
+    if device == "cuda":
+        return torch.bfloat16, torch.bfloat16
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.float32, torch.float32
+    wide = model.config.get_text_config().hidden_size >= BF16_SAMPLING_SIZE
+    return torch.bfloat16 if wide else torch.float32, torch.bfloat16
 
 
 def _model_arguments(name: str) -> dict[str, Any]:

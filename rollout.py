@@ -2,17 +2,11 @@
 
     admit prompts (each computed once) -> draw a token for every row -> ... -> drop rows that ended, admit others
 
-A `_Batch` holds the rows that are being decoded. All rows end at the same column of the cache, whatever their length:
-
-    prompt 0, draw 0   . . p p p r r r |          p: prompt   r: response   .: masked
-    prompt 0, draw 1   . . p p p r r r |          | the column that the next token is written to
-    prompt 1, draw 0   p p p p p p p r |          (this row came in later, when another had ended)
-
-so a step writes one column in place, and nothing is copied. Now and then the batch is packed anew: rows that ended
-leave, waiting ones take their place, columns that no row needs any more are cut off, and free ones are added. A
-straggler therefore holds up nobody, a limit pays the moment it is reached, and what does not fit waits its turn. Each
-rollout has random numbers of its own, so what it draws does not depend, but for rounding, on what else is in the
-batch. On CUDA a step is captured as a graph, since launching its kernels one by one takes longer than running them.
+A `_Batch` holds the rows that are being decoded, in a cache whose rows all end at the same column (`cache.py`). Now and
+then it is packed: rows that ended leave, waiting ones take their place. A straggler therefore holds up nobody, a limit
+pays the moment it is reached, and what does not fit waits its turn. Each rollout has random numbers of its own, so
+what it draws does not depend, but for rounding, on what else is in the batch. On CUDA a step is captured as a graph,
+since launching its kernels one by one takes longer than running them.
 
 Left out: beam search, repetition penalties, streaming, speculative decoding, paged caches. Run `python rollout.py`
 for a worked example; `bench.py` measures what each of these is worth.
@@ -20,13 +14,15 @@ for a worked example; `bench.py` measures what each of these is worth.
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, DynamicLayer
+from transformers import DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from cache import Chosen, join, layer_kinds, prefill
 
 PACK_SHARE = 1 / 4  # of the rows have ended: packing, which costs about two steps, pays
 HEADROOM = {"cpu": 8, "cuda": 128}  # fewest free columns after packing: read in vain, but a new graph is dearer
@@ -102,34 +98,11 @@ def _check(model, prompts, limits, n, max_new_tokens, temperature, top_p) -> Non
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: the first token cannot be drawn from nothing")
-    if unknown := _layer_kinds(model.config.get_text_config()) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"{type(model).__name__}: layers of the kinds {sorted(unknown)} are not supported")
-
-
-def _layer_kinds(config) -> set[str]:
-    return set(getattr(config, "layer_types", None) or ())
-
-
-class _Layer(DynamicLayer):
-    """Keys and values of one layer, (R, heads, W, head size): a step writes one column in place."""
-
-    column: Tensor | None = None  # (1,), shared by all layers; None while prompts are computed
-
-    def update(self, key_states: Tensor, value_states: Tensor, *arguments, **named) -> tuple[Tensor, Tensor]:
-        if self.column is None:
-            # Rotary embeddings are float32 under autocast and make the keys so: the cache would be twice as large.
-            device = key_states.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else key_states.dtype
-            return super().update(key_states.to(dtype), value_states.to(dtype))
-        self.keys.index_copy_(2, self.column, key_states.to(self.keys.dtype))
-        self.values.index_copy_(2, self.column, value_states.to(self.values.dtype))
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int | Tensor:
-        return super().get_seq_length() if self.column is None else self.column
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return super().get_mask_sizes(query_length) if self.column is None else (self.keys.shape[2], 0)
+    if unknown := layer_kinds(model) - {DynamicLayer, DynamicSlidingWindowLayer}:
+        names = ", ".join(sorted(kind.__name__ for kind in unknown))
+        raise ValueError(
+            f"{type(model).__name__}: layers that keep more than keys and values ({names}) are not supported"
+        )
 
 
 class _Batch:
@@ -142,9 +115,8 @@ class _Batch:
         device, total, longest = model.device, len(prompts) * n, max(limits, default=1)
         self.model, self.prompts, self.n, self.temperature, self.top_p = model, prompts, n, temperature, top_p
         self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-        config = model.config.get_text_config()
-        windows = getattr(config, "sliding_window", None) or "sliding_attention" in _layer_kinds(config)
-        self.plain = config._attn_implementation == "sdpa" and not windows  # else the model makes its masks by itself
+        # Prepared masks do for plain attention; windows, ALiBi and other kernels want masks that the model makes.
+        self.plain = model.config._attn_implementation == "sdpa" and layer_kinds(model) == {DynamicLayer}
 
         # Of all rollouts. A row that has ended goes on until it leaves: what it draws lands behind its end, unread.
         self.uniforms = uniforms.to(device)  # (P n, T)
@@ -162,22 +134,22 @@ class _Batch:
 
     def pack(self) -> bool:
         """Let rows that ended go and waiting ones in, and make room for more columns; False when all is drawn."""
-        row, sources = self.row, []  # of each cache to take rows from: it, its rows, its first and its last column
+        row, sources = self.row, []
         if len(row):
             self._unpack()
             keep = (~self.ended).nonzero().squeeze(1)
             row = row[keep]
             if len(keep):
                 last = self.width + self.steps
-                sources.append((self.cache, self.real, keep, last - int(self.position[keep].max()), last))
+                sources.append(Chosen(self.rows, keep, last - int(self.position[keep].max()), last))
         if fresh := self._admit(row.tolist()):
             order = {i: k for k, i in enumerate(dict.fromkeys(r // self.n for r in fresh))}
-            logits, cache, real = _prefill(self.model, [self.prompts[i] for i in order])
+            logits, computed = prefill(self.model, [self.prompts[i] for i in order])
             which = torch.tensor([order[r // self.n] for r in fresh], device=row.device)
             new = torch.tensor(fresh, device=row.device)
             token, logprob = _draw(logits[which], self.uniforms[new, 0], self.temperature, self.top_p)
             self.tokens[new, 0], self.logprobs[new, 0], self.lengths[new] = token, logprob, 1
-            sources.append((cache, real, which, 0, real.shape[2]))
+            sources.append(Chosen(computed, which, 0, computed.real.shape[2]))
             row = torch.cat([row, new])
         self.row = row
         if sources:
@@ -192,33 +164,22 @@ class _Batch:
         room = max(self.max_cache_tokens // longest - len(alive), 0 if alive else 1)
         return [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
 
-    def _gather(self, sources: list[tuple]) -> None:
-        """The tensors of a step, for the rows now in the batch: their caches joined, all ending at one column."""
+    def _gather(self, sources: list[Chosen]) -> None:
+        """The tensors of a step, for the rows now in the batch."""
         row = self.row
         at = self.lengths[row]  # (R,)
         self.token = self.tokens[row, at - 1]  # (R,) the last one drawn, not in the cache yet
         self.position = self.start[row] + at - 1  # (R,)
         self.left = self.limit[row] - at  # (R,) tokens until the limit
         self.ended = self._is_end(self.token) | (self.left <= 0)  # (R,)
-        self.width, self.steps = max(last - first for *_, first, last in sources), 0
+        self.width, self.steps = max(source.last - source.first for source in sources), 0
         free = min(max(HEADROOM[row.device.type], self.width // 8), int(self.left.max()))
         columns = at[:, None] + torch.arange(free, device=row.device)  # (R, free)
         self.uniform = self.uniforms[row[:, None], columns.clamp(max=self.uniforms.shape[1] - 1)]
         self.drawn = torch.zeros_like(columns)
         self.drawn_logprobs = self.logprobs.new_zeros(columns.shape)
         self.step = row.new_zeros(1)
-        self.column = row.new_full((1,), self.width)
-
-        def joined(tensors: Iterable[Tensor]) -> Tensor:  # each (rows, heads, columns, size)
-            parts = [t[which, :, first:last] for t, (*_, which, first, last) in zip(tensors, sources, strict=True)]
-            return torch.cat([F.pad(part, (0, 0, self.width - part.shape[2], free)) for part in parts])
-
-        self.real = joined(real for _, real, *_ in sources)  # (R, 1, W, 1) is it a token, or padding?
-        self.cache = sources[0][0]
-        for k, layer in enumerate(self.cache.layers):  # layer by layer: no second copy of the whole
-            layer.keys = joined(cache.layers[k].keys for cache, *_ in sources)
-            layer.values = joined(cache.layers[k].values for cache, *_ in sources)
-            layer.column = self.column
+        self.rows = join(sources, free)
 
     def _unpack(self) -> None:
         """Put what the rows have drawn where it is kept for all rollouts."""
@@ -242,12 +203,13 @@ class _Batch:
 
     def _step(self) -> None:
         """Feed the last token of every row to the model, and draw the next. Fixed shapes, no wait for the host."""
-        self.real.index_fill_(2, self.column, True)
+        real, column = self.rows.real, self.rows.column
+        real.index_fill_(2, column, True)
         logits = self.model(
             input_ids=self.token[:, None],
-            attention_mask=self.real.transpose(2, 3) if self.plain else self.real[:, 0, :, 0],
+            attention_mask=real.transpose(2, 3) if self.plain else real[:, 0, :, 0],
             position_ids=self.position[:, None],
-            past_key_values=self.cache,
+            past_key_values=self.rows.cache,
             use_cache=True,
         ).logits[:, -1]  # (R, V)
         uniform = self.uniform.index_select(1, self.step).squeeze(1)
@@ -258,7 +220,7 @@ class _Batch:
         self.position += ~self.ended
         self.left -= 1
         self.ended |= self._is_end(token) | (self.left <= 0)
-        self.column += 1
+        column += 1  # in place: the layers write where it says
         self.step += 1
 
     def _is_end(self, token: Tensor) -> Tensor:
@@ -275,27 +237,6 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
         warnings.warn(f"decoding without a CUDA graph, more slowly: {error}", stacklevel=2)
         return step
     return graph.replay
-
-
-def _prefill(model, prompts: list[list[int]]) -> tuple[Tensor, Cache, Tensor]:
-    """Run each prompt once: next-token logits (P, V), the cache, and which columns hold tokens (P, 1, W, 1).
-
-    Padding stands on the left, so that the last position is the prompt's last token in every row. Positions
-    are explicit, so that a token's position does not count the padding before it.
-    """
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=model.device)  # (P, W)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    cache = Cache(layer_class_to_replicate=_Layer)
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    return logits, cache, mask.bool()[:, None, :, None]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ import tasks
 import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
 from journal import RunFolder, checkpoints, live, summary, transcript
+from logprobs import check_head
 from options import OptionError, Options, build_parser, preset
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
@@ -197,7 +198,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * min(1.0, step / max(1, self.options.warmup_steps))
         model, settings = self.policy.model, self.update_settings
-        with self.policy.autocast(training=True):
+        with self.policy.autocast():
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
         self.counters["skipped_updates"] += figures.pop("skipped_updates")
         return figures
@@ -219,7 +220,7 @@ class Trainer:
                 )
                 for problem, answer in batch
             ]
-            with self.policy.autocast(training=True):
+            with self.policy.autocast():
                 loss, stepped = grpo.clone(self.policy.model, self.expert_optimizer, sequences, self.update_settings)
             self.counters["skipped_updates"] += not stepped
             self.counters["experts_cloned"] += len(batch)
@@ -345,13 +346,13 @@ def train(options: Options, run: Path) -> list[dict]:
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
     model = str(found[-1]) if found else options.model
-    policy = policies.load(model, options.device, options.gradient_checkpointing)
+    policy = policies.load(model, options.device, options.gradient_checkpointing, options.dtype)
     try:
-        grpo.check_head(policy.model)
+        check_head(policy.model)
     except ValueError as error:
         raise policies.PolicyError(f"model {model!r}: {error}") from error
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
-    reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
+    reference = policies.load(options.model, options.device, dtype=options.dtype) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
     last = trainer.restore(found[-1]) if found else -1
     folder = RunFolder(run, options, last)

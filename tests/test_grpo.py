@@ -9,7 +9,9 @@ import torch
 from models import BOTH, llama
 
 import grpo
-from grpo import Sequence, UpdateSettings, group_advantages, kl_penalty, policy_loss, token_logprobs, update
+import logprobs
+from grpo import Sequence, UpdateSettings, group_advantages, kl_penalty, policy_loss, update
+from logprobs import token_logprobs
 
 SETTINGS = UpdateSettings(max_lengths=(("solution", 12), ("meta", 6)))
 
@@ -151,13 +153,13 @@ def test_token_logprobs_equal_a_plain_forward_pass(shape, monkeypatch):
     model, batch = BOTH[shape](), sequences()
     expected = torch.cat([reference_logprobs(model, s) for s in batch])
     torch.testing.assert_close(token_logprobs(model, batch), expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", 37 * 5)  # five positions at once
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 37 * 5)  # five positions at once
     torch.testing.assert_close(token_logprobs(model, batch), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_that_caps_its_logits_is_refused():
     model = llama()
-    grpo.check_head(model)
+    logprobs.check_head(model)
     plain = model.forward
 
     def capped(*args, **kwargs):
@@ -167,7 +169,7 @@ def test_a_model_that_caps_its_logits_is_refused():
 
     model.forward = capped
     with pytest.raises(ValueError, match="changes its logits"):
-        grpo.check_head(model)
+        logprobs.check_head(model)
 
 
 # ---- one update
@@ -204,7 +206,7 @@ def test_micro_batches_padding_and_chunks_change_nothing(monkeypatch):
     for token_budget in (1, 25, 60):
         assert_same(gradients(batch, token_budget=token_budget), whole)
     assert_same(gradients(batch[::-1]), whole)
-    monkeypatch.setattr(grpo, "LOGITS_AT_ONCE", 37 * 3)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 37 * 3)
     assert_same(gradients(batch), whole)
 
 
@@ -212,7 +214,7 @@ def test_sequences_without_advantage_are_not_computed_but_count(monkeypatch):
     batch = sequences()
     seen = []
     original = grpo.token_logprobs
-    monkeypatch.setattr(grpo, "token_logprobs", lambda m, s, t=1.0: seen.extend(s) or original(m, s, t))
+    monkeypatch.setattr(grpo, "token_logprobs", lambda m, s, *rest: seen.extend(s) or original(m, s, *rest))
     gradients(batch)
     assert seen and all(s.advantage != 0 for s in seen)
     fewer = gradients([s for s in batch if s.advantage != 0])
