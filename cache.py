@@ -10,6 +10,7 @@ cache of rows from several, with free columns behind them, and cuts off the colu
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from transformers import Cache, DynamicCache, DynamicLayer
 class ColumnLayer(DynamicLayer):
     """Keys and values of one layer, (R, heads, W, head size): a step writes one column in place."""
 
-    column: Tensor | None = None  # (1,), shared by all layers; None while prompts are computed
+    keys: Any
+    values: Any
+    column: Any = None  # (1,), shared by all layers; None while prompts are computed
 
     def update(self, key_states: Tensor, value_states: Tensor, *arguments, **named) -> tuple[Tensor, Tensor]:
         if self.column is None:
@@ -32,7 +35,7 @@ class ColumnLayer(DynamicLayer):
         self.values.index_copy_(2, self.column, value_states.to(self.values.dtype))
         return self.keys, self.values
 
-    def get_seq_length(self) -> int | Tensor:
+    def get_seq_length(self) -> Any:  # an int, or a tensor where graphs are captured
         return super().get_seq_length() if self.column is None else self.column
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -71,7 +74,7 @@ def join(sources: list[Chosen], free: int) -> Rows:
 
     real = joined(source.rows.real for source in sources)
     column = torch.full((1,), width, device=real.device)
-    caches = [source.rows.cache for source in sources]
+    caches: list[Any] = [source.rows.cache for source in sources]
     for k, layer in enumerate(caches[0].layers):  # layer by layer: there is never a second copy of the whole
         layer.keys = joined(cache.layers[k].keys for cache in caches)
         layer.values = joined(cache.layers[k].values for cache in caches)

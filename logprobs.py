@@ -98,7 +98,7 @@ class SharedPrompts:
         distinct = list(dict.fromkeys(tuple(s.prompt_ids) for s in sequences))
         self.row = {prompt: k for k, prompt in enumerate(distinct)}
         ids, self.real = _padded([list(prompt) for prompt in distinct], model.device, left=True)  # (P, L)
-        cache = DynamicCache(config=model.config)
+        cache: Any = DynamicCache(config=model.config)
         last = model.base_model(
             input_ids=ids,
             attention_mask=self.real.long(),
@@ -133,7 +133,7 @@ class SharedPrompts:
         """Send the gradients that the responses left through the prompts."""
         pairs = [(t, seen.grad) for t, seen in zip(self.computed, self.seen, strict=True) if seen.grad is not None]
         if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _padded(rows: list[list[int]], device, left: bool = False) -> tuple[Tensor, Tensor]:

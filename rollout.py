@@ -26,6 +26,7 @@ from cache import Chosen, join, layer_kinds, prefill
 
 PACK_SHARE = 1 / 4  # of the rows have ended: packing, which costs about two steps, pays
 HEADROOM = {"cpu": 8, "cuda": 128}  # fewest free columns after packing: read in vain, but a new graph is dearer
+CAPTURES = {"cuda"}  # devices whose steps are captured as graphs
 CHECK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at which rows have ended: on CUDA the host waits for them
 
 
@@ -196,7 +197,7 @@ class _Batch:
         while self.steps < free:
             if self.steps % CHECK_EVERY[device] == 0 and int(self.ended.sum()) >= PACK_SHARE * len(self.row):
                 return
-            if self.steps == 1 and device == "cuda" and self.plain:
+            if self.steps == 1 and device in CAPTURES and self.plain:
                 take_step = _captured(self._step)
             take_step()
             self.steps += 1

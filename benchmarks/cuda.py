@@ -18,9 +18,18 @@ def cuda_rows(rounds: int) -> None:
     if not torch.cuda.is_available():
         return show("decoding and update on CUDA", "not measured", "there is no CUDA device", "-")
     torch.manual_seed(0)
-    shape = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
-    model = Qwen3ForCausalLM(Qwen3Config(**shape, **heads)).cuda()
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    model: Any = Qwen3ForCausalLM(config)
+    model.cuda()
     policy = policies.Policy(model, None, frozenset(), torch.bfloat16, torch.bfloat16)
     sampler, parameters = policy.sampling_model(), sum(p.numel() for p in model.parameters())
     bandwidth, multiplied = device_limits()
@@ -57,14 +66,14 @@ def cuda_rows(rounds: int) -> None:
 
     ours = {"bfloat16": lambda round_: 512 * 256 / seconds(512, 256)}
     compare("sampler, batch 512, no row ends", ours, {"generate, bfloat16": generate}, rounds, "tokens/s")
-    batch = [grpo.Sequence([5] * 64, [7] * 960, 1.0) for _ in range(32)]
+    sequences = [grpo.Sequence([5] * 64, [7] * 960, 1.0) for _ in range(32)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     times = []
     for _ in range(rounds + 1):
         torch.cuda.synchronize()
         start = time.perf_counter()
         with policy.autocast():
-            grpo.update(model, optimizer, batch, grpo.UpdateSettings(token_budget=16384))
+            grpo.update(model, optimizer, sequences, grpo.UpdateSettings(token_budget=16384))
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     rate = 6 * parameters * 32 * 960 / median(times[1:])

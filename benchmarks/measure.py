@@ -17,8 +17,8 @@ import rewards
 import rollout
 import tasks
 
-TINY = {"model": "tiny", "data": "arithmetic", "problems": 16, "draws": 16, "max_new_tokens": 96}
-SMOLLM2 = {"model": "SmolLM2-135M", "data": "words", "problems": 8, "draws": 8, "max_new_tokens": 128}
+TINY: dict[str, Any] = {"model": "tiny", "data": "arithmetic", "problems": 16, "draws": 16, "max_new_tokens": 96}
+SMOLLM2: dict[str, Any] = {"model": "SmolLM2-135M", "data": "words", "problems": 8, "draws": 8, "max_new_tokens": 128}
 Side = Callable[[int], float]  # a round's number -> a figure, of which more is better
 
 

@@ -112,8 +112,14 @@ def whole_sequences(model, sequences, token_budget):
 
 def random_llama(vocabulary: int, hidden: int = 96) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = {"intermediate_size": 4 * hidden, "num_hidden_layers": 3, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, **shape)).eval()
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def growth_rows(rounds: int) -> None:

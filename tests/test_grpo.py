@@ -1,15 +1,18 @@
 """The update against hand-worked numbers, an independently written loss, and finite differences."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
-from models import BOTH, llama
+from models import BOTH, SHAPE, llama
+from transformers import MistralConfig, MistralForCausalLM
 
 import grpo
 import logprobs
+import policy
 from grpo import Sequence, UpdateSettings, group_advantages, kl_penalty, policy_loss, update
 from logprobs import token_logprobs
 
@@ -210,6 +213,64 @@ def test_micro_batches_padding_and_chunks_change_nothing(monkeypatch):
     assert_same(gradients(batch), whole)
 
 
+def grouped(seed: int = 0) -> list[Sequence]:
+    """Four prompts with several responses each; one response is a single token."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(2, 37, length).tolist() for length in (1, 9, 4, 6)]
+    lengths = [1, 12, 5, 3, 7, 7, 2, 10, 4, 11, 6, 8]
+    return [
+        Sequence(prompts[k % 4], rng.integers(1, 37, length).tolist(), [1.3, -0.7, 0.4][k % 3])
+        for k, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("shape", BOTH)
+@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
+def test_prompts_computed_once_give_the_gradient_of_whole_sequences(shape, token_budget, monkeypatch):
+    model, batch = BOTH[shape](), grouped()
+    loss = -sum(s.advantage * reference_logprobs(model, s).sum() for s in batch)
+    loss = loss / sum(len(s.response_ids) for s in batch)
+    expected = dict(
+        zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True)
+    )
+    fed, forward = [], model.base_model.forward
+
+    def watched(**inputs):
+        fed.append(inputs["input_ids"].tolist())
+        return forward(**inputs)
+
+    assert_same(gradients(batch, model=model, token_budget=token_budget), expected)
+    with torch.no_grad():
+        monkeypatch.setattr(model.base_model, "forward", watched)
+        grpo._store_logprobs(model, batch, "old_logprobs", UpdateSettings(token_budget=token_budget))
+    prompt = batch[1].prompt_ids  # the longest of the four, hence without padding
+    assert sum(row[-len(prompt) :] == prompt for rows in fed for row in rows) == 1
+    for s in batch:
+        torch.testing.assert_close(s.old_logprobs, reference_logprobs(model, s).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_attention_are_kept_in_the_update():
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5)).eval()
+    batch = grouped()
+    loss = -sum(s.advantage * reference_logprobs(model, s).sum() for s in batch)
+    loss = loss / sum(len(s.response_ids) for s in batch)
+    expected = dict(
+        zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True)
+    )
+    assert_same(gradients(batch, model=model, token_budget=60), expected)
+
+
+def test_micro_batches_hold_the_budget_and_lose_nothing():
+    batch = sequences(count=40)
+    for token_budget in (1, 30, 100, 10_000):
+        parts = list(logprobs.micro_batches(batch, token_budget))
+        assert sorted(id(s) for part in parts for s in part) == sorted(map(id, batch))
+        for part in parts:
+            longest = max(len(s.prompt_ids) + len(s.response_ids) for s in part)
+            assert len(part) == 1 or len(part) * longest <= token_budget
+
+
 def test_sequences_without_advantage_are_not_computed_but_count(monkeypatch):
     batch = sequences()
     seen = []
@@ -306,15 +367,13 @@ def test_gradient_checkpointing_changes_nothing():
     assert_same(gradients(sequences(), model=model), plain)
 
 
-def test_autocast_as_the_policy_sets_it_up_keeps_gradients_in_every_minibatch():
-    """With its cache on, weights cast without gradients (old log-probs) would be reused, and nothing would learn."""
-    batch = [s for s in sequences(count=16) if s.advantage]
-    exact = gradients(batch, minibatches=2, lr=1e-3)
-
-    def error(cache_enabled: bool) -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
-            rough = gradients(batch, minibatches=2, lr=1e-3)
-        return max(float((rough[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
-
-    assert error(cache_enabled=False) < 0.2
-    assert error(cache_enabled=True) > 0.4, "the trap is gone: Policy.autocast need not avoid it any more"
+@pytest.mark.parametrize("minibatches, threshold", [(1, 0.98), (2, 0.8)])  # with two, the rounding of ratios counts
+def test_autocast_as_the_policy_sets_it_up_keeps_the_gradient(minibatches, threshold):
+    loaded = policy.load("tiny", device="cpu", dtype="bfloat16")
+    batch = [dataclasses.replace(s, prompt_ids=[2, *s.prompt_ids]) for s in grouped()]
+    exact = gradients(batch, model=loaded.model, minibatches=minibatches, lr=1e-3)
+    with loaded.autocast():
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
+        rough = gradients(batch, model=loaded.model, minibatches=minibatches, lr=1e-3)
+    for name in exact:
+        assert torch.cosine_similarity(rough[name].flatten(), exact[name].flatten(), dim=0) > threshold, name

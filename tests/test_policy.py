@@ -30,6 +30,37 @@ def test_a_policy_is_float32_and_knows_its_end_tokens(embedded):
     assert embedded.eos_ids == {embedded.tokenizer.eos_token_id}
 
 
+def test_in_bf16_a_copy_is_drawn_from_that_follows_the_weights():
+    loaded = policy.load("tiny", device="cpu", dtype="bfloat16")
+    ids = torch.tensor([loaded.encode("9+8")])
+    drawn_from = loaded.sampling_model()
+    assert {p.dtype for p in drawn_from.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in drawn_from.buffers()} == {torch.float32}, "rotary frequencies lose too much in bf16"
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    torch.testing.assert_close(drawn_from(ids).logits.float(), loaded.model(ids).logits, atol=0.3, rtol=0.1)
+    before = drawn_from(ids).logits
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.5)
+    assert loaded.sampling_model() is drawn_from and not torch.equal(drawn_from(ids).logits, before)
+
+
+def test_in_float32_the_model_itself_is_drawn_from_and_nothing_is_rounded():
+    loaded = policy.load("tiny", device="cpu", dtype="float32")
+    assert loaded.sampling_model() is loaded.model
+    with loaded.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_precision_that_is_chosen_depends_on_the_processor_and_the_width(monkeypatch, embedded):
+    for bf16, expected in ((True, (torch.float32, torch.bfloat16)), (False, (torch.float32, torch.float32))):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert policy._dtypes("auto", "cpu", embedded.model) == expected
+    assert policy._dtypes("auto", "cuda", embedded.model) == (torch.bfloat16, torch.bfloat16)
+    assert policy._dtypes("bfloat16", "cpu", embedded.model) == (torch.bfloat16, torch.bfloat16)
+
+
 def test_a_saved_policy_is_loaded_like_any_model(embedded, tmp_path):
     embedded.save(tmp_path)
     again = policy.load(str(tmp_path), device="cpu")

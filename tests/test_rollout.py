@@ -5,8 +5,11 @@ from itertools import chain
 
 import pytest
 import torch
-from models import BOTH, llama
+from models import BOTH, SHAPE, llama
+from transformers import MistralConfig, MistralForCausalLM
 
+import rollout as rollout_module
+from cache import join, prefill
 from rollout import Rollout, sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [30, 3, 3, 20], [2, 2]]
@@ -69,14 +72,131 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not():
     assert draw(3) != draw(4)
 
 
-def test_what_is_drawn_does_not_depend_on_how_the_batch_is_split():
+def assert_same_draws(left: list[list[Rollout]], right: list[list[Rollout]]) -> None:
+    for one, other in zip(chain(*left), chain(*right), strict=True):
+        assert (one.response_ids, one.finish_reason) == (other.response_ids, other.finish_reason)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("cap", [500, 100, 1])  # several prompts, a few draws, one row at a time
+@pytest.mark.parametrize("shape", BOTH)
+def test_what_is_drawn_does_not_depend_on_which_rows_wait_for_a_place(shape, cap, monkeypatch):
+    model = BOTH[shape]()
+    whole = sample(model, PROMPTS, n=6, max_new_tokens=30, eos_ids={1, 2}, generator=seeded())
+    joined = []
+    monkeypatch.setattr(
+        rollout_module, "join", lambda sources, free: joined.append(len(sources)) or join(sources, free)
+    )
+    refilled = sample(model, PROMPTS, n=6, max_new_tokens=30, eos_ids={1, 2}, generator=seeded(), max_cache_tokens=cap)
+    assert_same_draws(refilled, whole)
+    assert (2 in joined) == (cap > 1), "fresh rows must have come in beside others"
+
+
+@pytest.mark.parametrize("pack_share, headroom", [(0.01, 1), (0.5, 3), (2.0, 1000)])
+def test_what_is_drawn_does_not_depend_on_when_the_batch_is_packed(pack_share, headroom, monkeypatch):
     model = llama()
-    whole = sample(model, PROMPTS, n=6, max_new_tokens=20, eos_ids={1, 2}, generator=seeded())
-    for cap in (500, 100, 1):  # several prompts, a few draws, one row at a time
-        split = sample(model, PROMPTS, n=6, max_new_tokens=20, eos_ids={1, 2}, generator=seeded(), max_cache_tokens=cap)
-        assert [[r.response_ids for r in group] for group in split] == [
-            [r.response_ids for r in group] for group in whole
-        ]
+    whole = sample(model, PROMPTS, n=6, max_new_tokens=30, eos_ids={1, 2}, generator=seeded())
+    monkeypatch.setattr(rollout_module, "PACK_SHARE", pack_share)
+    monkeypatch.setattr(rollout_module, "HEADROOM", {"cpu": headroom})
+    monkeypatch.setattr(rollout_module, "CHECK_EVERY", {"cpu": 1 if headroom == 1 else 7})
+    packed = sample(model, PROMPTS, n=6, max_new_tokens=30, eos_ids={1, 2}, generator=seeded())
+    assert_same_draws(packed, whole)
+
+
+def test_the_cache_never_holds_more_rows_than_allowed(monkeypatch):
+    held = []
+
+    def watched(sources, free):
+        rows = join(sources, free)
+        held.append(rows.real.shape[0] * (rows.real.shape[2] - free))
+        return rows
+
+    monkeypatch.setattr(rollout_module, "join", watched)
+    sample(llama(), PROMPTS, n=16, max_new_tokens=30, eos_ids={1, 2}, generator=seeded(), max_cache_tokens=300)
+    assert max(held) <= 300 and len(held) > 16
+
+
+def test_a_prompt_is_computed_once_and_a_step_takes_one_token_a_row(monkeypatch):
+    model = llama()
+    shapes, forward = [], model.forward
+
+    def watched(**inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    sample(model, PROMPTS, n=8, max_new_tokens=12, eos_ids={1, 2}, generator=seeded())
+    assert shapes[0] == (len(PROMPTS), 7)
+    assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= 12
+    assert shapes[1][0] <= 32 and shapes[-1][0] <= 24, "rows that ended have left"
+
+
+def windowed(seed: int = 0) -> MistralForCausalLM:
+    torch.manual_seed(seed)
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=6)).eval()
+
+
+def test_windows_of_attention_are_kept():
+    model = windowed()
+    groups = sample(model, PROMPTS, n=5, max_new_tokens=30, eos_ids={1}, generator=seeded())
+    for rollout in chain(*groups):
+        assert rollout.logprobs == pytest.approx(plain_logprobs(model, rollout), abs=1e-4)
+    assert max(len(rollout.response_ids) for rollout in chain(*groups)) > 12
+
+
+def test_a_model_with_other_attention_is_given_the_masks_it_wants():
+    model = llama()
+    expected = sample(model, PROMPTS, n=5, max_new_tokens=20, eos_ids={1}, generator=seeded())
+    model.set_attn_implementation("eager")
+    assert_same_draws(sample(model, PROMPTS, n=5, max_new_tokens=20, eos_ids={1}, generator=seeded()), expected)
+
+
+def test_a_model_that_keeps_a_state_is_refused():
+    model = llama()
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ValueError, match="layers that keep more than keys and values"):
+        sample(model, PROMPTS, n=1, max_new_tokens=2, eos_ids={1})
+
+
+def test_a_captured_step_draws_the_same(monkeypatch):
+    """The path that CUDA takes, with a stand-in for the graph: fixed shapes, the same tensors in each step."""
+    model = llama()
+    expected = sample(model, PROMPTS, n=6, max_new_tokens=40, eos_ids={1, 2}, generator=seeded())
+
+    def stand_in(step):
+        batch = step.__self__
+        state = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        state |= {"real": batch.rows.real, "column": batch.rows.column, "keys": batch.rows.cache.layers[0].keys}
+
+        def replay():
+            now = vars(batch) | {"real": batch.rows.real, "column": batch.rows.column}
+            now["keys"] = batch.rows.cache.layers[0].keys
+            for name, value in state.items():
+                assert now[name] is value, f"a graph would go on with the old {name}"
+            step()
+
+        return replay
+
+    monkeypatch.setattr(rollout_module, "_captured", stand_in)
+    monkeypatch.setattr(rollout_module, "CAPTURES", {"cpu"})
+    monkeypatch.setattr(rollout_module, "CHECK_EVERY", {"cpu": 16})
+    assert_same_draws(sample(model, PROMPTS, n=6, max_new_tokens=40, eos_ids={1, 2}, generator=seeded()), expected)
+
+
+def test_under_autocast_the_cache_has_its_precision_and_the_draws_its_rounding():
+    model = llama()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        _, rows = prefill(model, PROMPTS)
+        groups = sample(model, PROMPTS, n=4, max_new_tokens=10, eos_ids={1}, generator=seeded())
+    assert {t.dtype for layer in rows.cache.layers for t in (layer.keys, layer.values)} == {torch.bfloat16}
+    for rollout in chain(*groups):
+        assert rollout.logprobs == pytest.approx(plain_logprobs(model, rollout), abs=0.5)
+
+
+def test_a_model_in_bf16_is_sampled_in_bf16():
+    model = llama().to(torch.bfloat16)
+    for rollout in chain(*sample(model, PROMPTS, n=4, max_new_tokens=10, eos_ids={1}, generator=seeded())):
+        assert rollout.logprobs == pytest.approx(plain_logprobs(model, rollout), abs=0.5)
 
 
 def test_what_is_drawn_does_not_depend_on_what_stands_behind_it_in_the_batch():
