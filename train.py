@@ -10,10 +10,8 @@ sampler that runs ahead of the update.
 """
 
 import dataclasses
-import json
-import os
 import random
-import shutil
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import eval as evaluation
 import grpo
 import masa
@@ -30,34 +29,18 @@ import policy as policies
 import tasks
 import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
-from journal import RunFolder, checkpoints, live, summary, transcript
-from options import OptionError, Options, build_parser, preset
+from journal import RunError, RunFolder, checkpoints, live, read_rows, summary, transcript
+from options import OptionError, Options, build_parser, resolve_options
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
+MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
 # Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
-COUNTERS = (
-    "tokens_solution",
-    "tokens_meta",
-    "problems_seen",
-    "prompts_too_long",
-    "unparsed_predictions",
-    "experts_cloned",
-    "skipped_updates",
-    "verifier_timeouts",
-)
-EVALUATED = (
-    "pass1",
-    "pass1_interval",
-    "pass1_by_level",
-    "zero_variance_frac",
-    "mean_length",
-    "parsed_frac",
-    "reward_length",
-    "reward_difficulty",
-    "reward_notion",
-)
+COUNTERS = """tokens_solution tokens_meta problems_seen prompts_too_long unparsed_predictions experts_cloned
+skipped_updates verifier_timeouts""".split()
+EVALUATED = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac reward_length
+reward_difficulty reward_notion""".split()
 
 
 class Trainer:
@@ -107,10 +90,17 @@ class Trainer:
         sequences = self.sequences(solved)
         # 7. update
         self.announce("updating")
+        skipped = self.counters["skipped_updates"]
         update = self.update(sequences, step)
         # 8. clone the experts
         expert_loss = self.clone_experts(solved) if self.options.experts else None
+        bad = self.counters["skipped_updates"] > skipped
+        self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if bad else 0
         return self.metrics(attempts, solved) | update | {"expert_loss": expert_loss}, attempts
+
+    def before_training(self) -> tuple[dict, list[Attempt]]:
+        """What `step` returns, for step 0: nothing is trained yet."""
+        return self.metrics([], []) | self.update([], 0) | {"expert_loss": None}, []
 
     def predict_and_gate(self, step: int, efficient: bool) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
@@ -276,14 +266,20 @@ class Trainer:
         )
         return {f"eval_{name}": result[name] for name in EVALUATED}
 
-    def save(self, run: Path, step: int) -> None:
-        """Write checkpoints/step-N aside, put it in place in one move, then drop the one before."""
-        directory = run / "checkpoints" / f"step-{step}"
-        aside = directory.with_name(f"writing-step-{step}")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.policy.save(aside)
-        state = {
-            "step": step,
+    def check_health(self, step: int) -> None:
+        """Raise RunError if training cannot recover: before a checkpoint is written over a good one."""
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.policy.model.parameters())
+        if finite and self.counters["bad_steps_in_a_row"] < MAX_BAD_STEPS:
+            return
+        what = f"the gradient was not finite {MAX_BAD_STEPS} times in a row" if finite else "a weight is not finite"
+        raise RunError(
+            f"step {step}: {what}. The last checkpoint is a good one: resume it with a lower --lr (or --expert-lr), "
+            "a lower --max-grad-norm or a longer --warmup-steps; a reward or a log-prob may also be at fault."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint must hold beside the policy."""
+        return {
             "drawn": self.drawn,
             "counters": dict(self.counters),
             "experts": self.experts,
@@ -291,15 +287,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "expert_optimizer": self.expert_optimizer.state_dict(),
         }
-        torch.save(state, aside / "trainer.pt")
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(aside, directory)
-        for older in checkpoints(run)[:-1]:
-            shutil.rmtree(older)
 
-    def restore(self, checkpoint: Path) -> int:
-        """Take up the state that `save` wrote (the policy is loaded already); returns its step."""
-        state = torch.load(checkpoint / "trainer.pt", map_location=self.policy.device, weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave (the policy is loaded already)."""
         self.drawn = state["drawn"]
         self.counters = Counter(state["counters"])
         self.timeouts_before = self.counters["verifier_timeouts"] - verify.timeouts()
@@ -307,33 +297,10 @@ class Trainer:
         self.explored.extend(tuple(pair) for pair in state["explored"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.expert_optimizer.load_state_dict(state["expert_optimizer"])
-        return state["step"]
 
 
 def _mean(values: list) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
-    """Options from what the command line gave, over a resumed run's own, over the presets; and the run folder."""
-    algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
-    name = f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}"
-    run = Path(given.get("out") or Path("runs") / name)
-    numbered = [run, *(path for n in range(2, 1000) if (path := run.with_name(f"{run.name}-{n}")).exists())]
-    if given.get("resume"):
-        run = run if given.get("out") else numbered[-1]  # the newest of them
-        if (run / "config.json").is_file():
-            found = json.loads((run / "config.json").read_text())
-            if given.get("algo", found["algo"]) != found["algo"]:
-                raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
-            return Options(**found | given), run
-    elif (run / "metrics.jsonl").exists():
-        if given.get("out"):
-            raise OptionError(
-                f"--out {run}: holds a run already; add --resume to go on with it, or name another folder"
-            )
-        run = run.with_name(f"{run.name}-{len(numbered) + 1}")
-    return Options(**preset(algo, model) | given), run
 
 
 def train(options: Options, run: Path) -> list[dict]:
@@ -341,10 +308,10 @@ def train(options: Options, run: Path) -> list[dict]:
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
     for reason, count in source.skipped.items():
         print(f"{options.data}: {count} problems left out ({reason})")
-    found = checkpoints(run) if options.resume else []
+    found = checkpoint.last_whole(run, read_rows(run / "metrics.jsonl")) if options.resume else None
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
-    model = str(found[-1]) if found else options.model
+    model = str(found or options.model)
     policy = policies.load(model, options.device, options.gradient_checkpointing)
     try:
         grpo.check_head(policy.model)
@@ -353,8 +320,11 @@ def train(options: Options, run: Path) -> list[dict]:
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
     reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
-    last = trainer.restore(found[-1]) if found else -1
+    if found:
+        trainer.restore(checkpoint.load_state(found, policy.device))
+    last = int(found.name.removeprefix("step-")) if found else -1
     folder = RunFolder(run, options, last)
+    checkpoint.set_aside(run, after=last)
 
     not_evaluated = {f"eval_{name}": None for name in EVALUATED}
 
@@ -367,15 +337,19 @@ def train(options: Options, run: Path) -> list[dict]:
 
     bar = tqdm(total=options.steps, initial=max(last, 0), unit="step")
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
-    if last < 0:
-        log(0, trainer.metrics([], []) | trainer.update([], 0) | {"expert_loss": None}, [])
-    for step in range(max(last, 0) + 1, options.steps + 1):
-        figures, attempts = trainer.step(step)
-        log(step, figures, attempts)
-        bar.update()
-        bar.set_postfix_str(live(folder.rows))
-        if step % options.save_every == 0 or step == options.steps:
-            trainer.save(run, step)
+    with checkpoint.StopRequest() as stop:
+        for step in range(last + 1, options.steps + 1):
+            figures, attempts = trainer.step(step) if step else trainer.before_training()
+            log(step, figures, attempts)
+            bar.update(min(step, 1))
+            bar.set_postfix_str(live(folder.rows))
+            trainer.check_health(step)
+            stopping = stop.number
+            if (step and step % options.save_every == 0) or step == options.steps or stopping:
+                checkpoint.save(run, folder.rows[-1], options.keep, policy.save, trainer.state())
+            if stopping and step < options.steps:
+                name = signal.Signals(stopping).name
+                raise checkpoint.Stopped(stopping, f"ended by {name} after step {step} of {options.steps}")
     bar.close()
     return folder.rows
 
@@ -385,7 +359,13 @@ def main() -> None:
         options, run = resolve_options(vars(build_parser().parse_args()))
         print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")
         rows = train(options, run)
-    except (OptionError, policies.PolicyError, tasks.ProblemError) as error:
+    except checkpoint.Stopped as stop:
+        print(f"\n{stop}; to go on: python train.py --resume --out {run}")
+        sys.exit(128 + stop.number)
+    except KeyboardInterrupt:
+        print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (OptionError, RunError, policies.PolicyError, tasks.ProblemError) as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 
