@@ -26,34 +26,51 @@ from typing import Any
 
 import torch
 
+import parallel
 from journal import RunError, checkpoints, flush, writing
 
 STATE, MANIFEST = "trainer.pt", "whole.json"
 ECHO_SECONDS = 1.0  # torchrun passes a Ctrl-C on that its processes have had already: that is not a second one
 
 
-def save(run: Path, row: dict, keep: int, save_model: Callable[[Path], None], state: dict[str, Any]) -> None:
-    """Write the checkpoint of the step that `row` (of metrics.jsonl) logs, then drop all but the last `keep`.
+def save(trainer: Any, run: Path, row: dict) -> None:
+    """Write the checkpoint of the step that `row` (of metrics.jsonl) logs, then drop all but the last `--keep`.
 
-    save_model writes a model directory.  state: plain numbers, strings, lists and tensors, nothing that would need a
-    pickle of code.  Raises RunError, with the earlier checkpoints as they were, if the folder cannot be written.
+    All ranks call it, because a sharded model is gathered from all; rank 0 writes.  Raises RunError, with the earlier
+    checkpoints as they were, if the folder cannot be written.
     """
-    directory = run / "checkpoints" / f"step-{row['step']}"
-    aside = directory.with_name(f"writing-step-{row['step']}")
-    with writing(run):
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            save_model(aside)
-            torch.save(state, aside / STATE)
-            (aside / MANIFEST).write_text(json.dumps({"row": row, "files": _checksums(aside)}))
-            for path in [*aside.iterdir(), aside]:
-                flush(path)
-            os.replace(aside, directory)
-            flush(directory.parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)  # after a failure: it may be what fills the disk
-        for older in checkpoints(run)[:-keep]:
-            shutil.rmtree(older)
+    weights = trainer.policy.weights()
+    state = {
+        "drawn": trainer.drawn,
+        "counters": dict(trainer.counters),
+        "experts": trainer.experts,
+        "explored": list(trainer.explored),
+        "optimizer": parallel.whole_state(trainer.optimizer.state_dict()),
+        "expert_optimizer": parallel.whole_state(trainer.expert_optimizer.state_dict()),
+    }
+    if parallel.rank() == 0:
+        with writing(run):
+            directory = run / "checkpoints" / f"step-{row['step']}"
+            _write(directory, row, state, lambda folder: trainer.policy.save(folder, weights))
+            for older in checkpoints(run)[: -trainer.options.keep]:
+                shutil.rmtree(older)
+    parallel.wait()
+
+
+def _write(directory: Path, row: dict, state: dict[str, Any], save_model: Callable[[Path], None]) -> None:
+    """All files aside, onto the disk, then in place in one move."""
+    aside = directory.with_name(f"writing-{directory.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        save_model(aside)
+        torch.save(state, aside / STATE)
+        (aside / MANIFEST).write_text(json.dumps({"row": row, "files": _checksums(aside)}))
+        for path in [*aside.iterdir(), aside]:
+            flush(path)
+        os.replace(aside, directory)
+        flush(directory.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after a failure: it may be what fills the disk
 
 
 def last_whole(run: Path, rows: list[dict]) -> Path | None:
@@ -72,12 +89,23 @@ def last_whole(run: Path, rows: list[dict]) -> Path | None:
     return None
 
 
-def load_state(directory: Path, device: torch.device) -> dict[str, Any]:
-    """The state that `save` was given. Raises RunError for a pickle of anything else: no code in it is ever run."""
+def restore(trainer: Any, directory: Path) -> int:
+    """Take up the state that `save` wrote (the policy is loaded already); returns its step.
+
+    Raises RunError for a file that holds more than plain data: no code in it is ever run.
+    """
     try:
-        return torch.load(directory / STATE, map_location=device, weights_only=True)
+        state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RunError(f"{directory / STATE}: holds more than numbers, texts and tensors; not loaded") from error
+    trainer.drawn = state["drawn"]
+    trainer.counters.update(state["counters"])
+    trainer.experts = [tuple(pair) for pair in state["experts"]]
+    trainer.explored.extend(tuple(pair) for pair in state["explored"])
+    parameters = list(trainer.policy.model.parameters())
+    trainer.optimizer.load_state_dict(parallel.split_state(state["optimizer"], parameters))
+    trainer.expert_optimizer.load_state_dict(parallel.split_state(state["expert_optimizer"], parameters))
+    return int(directory.name.removeprefix("step-"))
 
 
 def set_aside(run: Path, after: int) -> None:

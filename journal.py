@@ -92,23 +92,37 @@ def transcript(step: int, attempt: Attempt) -> dict:
     }
 
 
+def _until(path: Path, last_step: int) -> list[dict]:
+    return [row for row in read_rows(path) if row["step"] <= last_step]
+
+
 class RunFolder:
     """metrics.jsonl and rollouts.jsonl of a run; on resume what lies beyond the checkpoint is dropped."""
 
-    def __init__(self, path: Path, options: Options, last_step: int) -> None:
-        """`last_step`: of the checkpoint that the run goes on from, -1 if it starts.  Raises RunError."""
-        self.path = path
+    def __init__(self, path: Path, options: Options, last_step: int, writes: bool = True) -> None:
+        """`last_step`: of the checkpoint that the run goes on from, -1 if it starts.  Raises RunError.
+
+        `writes`: of several processes only one does; the others hold the same rows.
+        """
+        self.path, self.writes = path, writes
+        if not writes:
+            self.rows = _until(path / "metrics.jsonl", last_step)
+        else:
+            self._start(options, last_step)
+        self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
+        self.started = time.monotonic()
+
+    def _start(self, options: Options, last_step: int) -> None:
+        path = self.path
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             replace_text(path / "config.json", json.dumps(dataclasses.asdict(options), indent=2) + "\n")
             self.rows = self._rewind("metrics.jsonl", last_step)
             self._rewind("rollouts.jsonl", last_step)
-        self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
-        self.started = time.monotonic()
 
     def _rewind(self, name: str, last_step: int) -> list[dict]:
         """Keep the whole lines up to `last_step`: a killed run may have left later ones, and a torn one."""
-        kept = [row for row in read_rows(self.path / name) if row["step"] <= last_step]
+        kept = _until(self.path / name, last_step)
         replace_text(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         return kept
 
@@ -126,6 +140,8 @@ class RunFolder:
             for name, value in figures.items()
         }
         self.rows.append(row)
+        if not self.writes:
+            return
         with writing(self.path):
             self._append("rollouts.jsonl", transcripts)
             self._append("metrics.jsonl", [row])

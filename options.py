@@ -58,6 +58,10 @@ class Options:
     out: str = option("", "what to run", "output folder; empty for a new one under runs/")
     resume: bool = option(False, "what to run", "go on from the last checkpoint in --out, with the options found there")
     device: str = option("auto", "what to run", "auto takes CUDA where there is one", ("auto", "cpu", "cuda"))
+    shard: bool = option(False, "what to run", "under torchrun: split weights and optimizer over the devices (FSDP2)")
+    trust_remote_code: bool = option(
+        False, "what to run", "run the Python files that come with the model: they can do all that you can do"
+    )
 
     problems: int = option(16, "rollouts", "problems in a batch (P)")
     samples: int = option(16, "rollouts", "solutions to each problem (G)")

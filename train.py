@@ -5,8 +5,9 @@
 `python train.py` trains the embedded policy with MASA-efficient in minutes; `--algo grpo` is the same loop with no
 predictions, `--algo masa` with predictions but no gate, cutoff or experts. Read `Trainer.step` beside the paper.
 
-What a run leaves behind is in `journal.py`, its options are in `options.py`. Left out: several devices, and a
-sampler that runs ahead of the update.
+What a run leaves behind is in `journal.py` and `checkpoint.py`, its options are in `options.py`, and what several
+processes share (`torchrun --nproc-per-node N train.py`) is in `parallel.py`. Left out: a sampler that runs ahead of
+the update.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,11 +25,13 @@ import checkpoint
 import eval as evaluation
 import grpo
 import masa
+import parallel
 import policy as policies
 import tasks
 import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
 from journal import RunError, RunFolder, checkpoints, live, read_rows, summary, transcript
+from memory import OutOfMemory
 from options import OptionError, Options, build_parser, resolve_options
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
@@ -38,7 +40,7 @@ EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored
 MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
 # Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
 COUNTERS = """tokens_solution tokens_meta problems_seen prompts_too_long unparsed_predictions experts_cloned
-skipped_updates verifier_timeouts""".split()
+skipped_updates oom_retries verifier_timeouts""".split()
 EVALUATED = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac reward_length
 reward_difficulty reward_notion""".split()
 
@@ -71,7 +73,7 @@ class Trainer:
         self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
         # Of each explored problem: would be gated, zero variance, solutions beyond its limit, right ones among these
         self.explored: deque[tuple[bool, bool, int, int]] = deque(maxlen=EXPLORED_WINDOW)
-        self.timeouts_before = -verify.timeouts()  # the verifier counts from the start of the process
+        self.timeouts_seen = verify.timeouts()  # the verifier counts from the start of the process
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever waits what is going on
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
@@ -134,9 +136,9 @@ class Trainer:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
 
     def generator(self, step: int, purpose: str) -> torch.Generator:
-        """A random stream for each step and purpose: a resumed run needs no saved state to go on exactly."""
+        """A random stream for each step, purpose and rank: a resumed run needs no saved state to go on exactly."""
         seed = random.Random(f"{self.options.seed}/{step}/{purpose}").getrandbits(63)
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(seed + parallel.rank())
 
     def next_attempts(self, count: int, step: int, explore: float) -> list[Attempt]:
         """The next problems whose prompt is short enough, each exploring with probability `explore`."""
@@ -189,7 +191,8 @@ class Trainer:
         model, settings = self.policy.model, self.update_settings
         with self.policy.autocast(training=True):
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
-        self.counters["skipped_updates"] += figures.pop("skipped_updates")
+        for name in ("skipped_updates", "oom_retries"):
+            self.counters[name] += figures.pop(name)
         return figures
 
     def clone_experts(self, solved: list[Attempt]) -> float | None:
@@ -210,8 +213,11 @@ class Trainer:
                 for problem, answer in batch
             ]
             with self.policy.autocast(training=True):
-                loss, stepped = grpo.clone(self.policy.model, self.expert_optimizer, sequences, self.update_settings)
+                loss, stepped, retries = grpo.clone(
+                    self.policy.model, self.expert_optimizer, sequences, self.update_settings
+                )
             self.counters["skipped_updates"] += not stepped
+            self.counters["oom_retries"] += retries
             self.counters["experts_cloned"] += len(batch)
         return loss
 
@@ -262,13 +268,16 @@ class Trainer:
             samples=self.options.eval_samples,
             predictions=self.options.eval_predictions,
             how=self.how,
-            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", leave=False),
+            progress=lambda batches: tqdm(
+                batches, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0
+            ),
         )
         return {f"eval_{name}": result[name] for name in EVALUATED}
 
     def check_health(self, step: int) -> None:
         """Raise RunError if training cannot recover: before a checkpoint is written over a good one."""
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.policy.model.parameters())
+        parts = [parallel.part(parameter) for parameter in self.policy.model.parameters()]
+        finite = not parallel.largest(not all(bool(part.isfinite().all()) for part in parts))
         if finite and self.counters["bad_steps_in_a_row"] < MAX_BAD_STEPS:
             return
         what = f"the gradient was not finite {MAX_BAD_STEPS} times in a row" if finite else "a weight is not finite"
@@ -277,30 +286,31 @@ class Trainer:
             "a lower --max-grad-norm or a longer --warmup-steps; a reward or a log-prob may also be at fault."
         )
 
-    def state(self) -> dict[str, Any]:
-        """All that a checkpoint must hold beside the policy."""
-        return {
-            "drawn": self.drawn,
-            "counters": dict(self.counters),
-            "experts": self.experts,
-            "explored": list(self.explored),
-            "optimizer": self.optimizer.state_dict(),
-            "expert_optimizer": self.expert_optimizer.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave (the policy is loaded already)."""
-        self.drawn = state["drawn"]
-        self.counters = Counter(state["counters"])
-        self.timeouts_before = self.counters["verifier_timeouts"] - verify.timeouts()
-        self.experts = [tuple(pair) for pair in state["experts"]]
-        self.explored.extend(tuple(pair) for pair in state["explored"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.expert_optimizer.load_state_dict(state["expert_optimizer"])
+    def count_timeouts(self) -> None:
+        """Add what the verifier has given up on since the last call."""
+        before, self.timeouts_seen = self.timeouts_seen, verify.timeouts()
+        self.counters["verifier_timeouts"] += int(parallel.total({"new": self.timeouts_seen - before})["new"])
 
 
 def _mean(values: list) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def load_policy(name: str, options: Options) -> policies.Policy:
+    """A policy on its device, or split over those of all ranks.  Raises PolicyError."""
+    if options.shard and parallel.world() == 1:
+        raise OptionError("--shard splits a model over several processes: torchrun --nproc-per-node N train.py --shard")
+    device = policies.pick_device(options.device)
+    policy = policies.load(
+        name, "cpu" if options.shard else device, options.gradient_checkpointing, options.trust_remote_code
+    )
+    try:
+        grpo.check_head(policy.model)
+    except ValueError as error:
+        raise policies.PolicyError(f"model {name!r}: {error}") from error
+    if options.shard:
+        policy.shard(device)
+    return policy
 
 
 def train(options: Options, run: Path) -> list[dict]:
@@ -312,30 +322,26 @@ def train(options: Options, run: Path) -> list[dict]:
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
     model = str(found or options.model)
-    policy = policies.load(model, options.device, options.gradient_checkpointing)
-    try:
-        grpo.check_head(policy.model)
-    except ValueError as error:
-        raise policies.PolicyError(f"model {model!r}: {error}") from error
+    policy = load_policy(model, options)
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
-    reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
+    reference = load_policy(options.model, options) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
-    if found:
-        trainer.restore(checkpoint.load_state(found, policy.device))
-    last = int(found.name.removeprefix("step-")) if found else -1
-    folder = RunFolder(run, options, last)
-    checkpoint.set_aside(run, after=last)
+    last = checkpoint.restore(trainer, found) if found else -1
+    first = parallel.rank() == 0  # it logs and saves
+    folder = RunFolder(run, options, last, writes=first)
+    if first:
+        checkpoint.set_aside(run, after=last)
 
     not_evaluated = {f"eval_{name}": None for name in EVALUATED}
 
     def log(step: int, figures: dict, attempts: list[Attempt]) -> None:
         evaluated = trainer.evaluate() if step % options.eval_every == 0 or step == options.steps else not_evaluated
-        trainer.counters["verifier_timeouts"] = trainer.timeouts_before + verify.timeouts()
+        trainer.count_timeouts()
         counters = {name: trainer.counters[name] for name in COUNTERS}
         shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
         folder.log(step, figures | counters | evaluated, shown)
 
-    bar = tqdm(total=options.steps, initial=max(last, 0), unit="step")
+    bar = tqdm(total=options.steps, initial=max(last, 0), unit="step", disable=not first)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     with checkpoint.StopRequest() as stop:
         for step in range(last + 1, options.steps + 1):
@@ -344,9 +350,9 @@ def train(options: Options, run: Path) -> list[dict]:
             bar.update(min(step, 1))
             bar.set_postfix_str(live(folder.rows))
             trainer.check_health(step)
-            stopping = stop.number
+            stopping = parallel.largest(stop.number)
             if (step and step % options.save_every == 0) or step == options.steps or stopping:
-                checkpoint.save(run, folder.rows[-1], options.keep, policy.save, trainer.state())
+                checkpoint.save(trainer, run, folder.rows[-1])
             if stopping and step < options.steps:
                 name = signal.Signals(stopping).name
                 raise checkpoint.Stopped(stopping, f"ended by {name} after step {step} of {options.steps}")
@@ -356,16 +362,20 @@ def train(options: Options, run: Path) -> list[dict]:
 
 def main() -> None:
     try:
-        options, run = resolve_options(vars(build_parser().parse_args()))
+        given = vars(build_parser().parse_args())
+        parallel.start(policies.pick_device(given.get("device", "auto")))
+        options, run = resolve_options(given)
+        parallel.wait()  # all have looked for the folder before one of them makes it
         print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")
         rows = train(options, run)
+        parallel.end()
     except checkpoint.Stopped as stop:
         print(f"\n{stop}; to go on: python train.py --resume --out {run}")
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (OptionError, RunError, policies.PolicyError, tasks.ProblemError) as error:
+    except (OptionError, RunError, OutOfMemory, policies.PolicyError, tasks.ProblemError) as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 
