@@ -123,6 +123,8 @@ def load(
         model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it comes with Python files; --trust-remote-code would run them: they can do all that you can do"
         raise PolicyError(
             f"cannot load model {name!r}: {reason}\n"
             "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."

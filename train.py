@@ -25,13 +25,13 @@ import checkpoint
 import eval as evaluation
 import grpo
 import masa
+import memory
 import parallel
 import policy as policies
 import tasks
 import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
 from journal import RunError, RunFolder, checkpoints, live, read_rows, summary, transcript
-from memory import OutOfMemory
 from options import OptionError, Options, build_parser, resolve_options
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
@@ -191,6 +191,9 @@ class Trainer:
         model, settings = self.policy.model, self.update_settings
         with self.policy.autocast(training=True):
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
+        if figures["oom_retries"]:  # else the next update would run out of memory again
+            smaller = max(1, settings.token_budget // 2)
+            self.update_settings = dataclasses.replace(settings, token_budget=smaller)
         for name in ("skipped_updates", "oom_retries"):
             self.counters[name] += figures.pop(name)
         return figures
@@ -327,6 +330,9 @@ def train(options: Options, run: Path) -> list[dict]:
     reference = load_policy(options.model, options) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
     last = checkpoint.restore(trainer, found) if found else -1
+    if policy.device.type == "cuda":
+        capacity = torch.cuda.get_device_properties(policy.device).total_memory
+        print(memory.report(memory.shape_of(policy.model), options, capacity, parallel.world()))
     first = parallel.rank() == 0  # it logs and saves
     folder = RunFolder(run, options, last, writes=first)
     if first:
@@ -375,7 +381,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (OptionError, RunError, OutOfMemory, policies.PolicyError, tasks.ProblemError) as error:
+    except (OptionError, RunError, memory.OutOfMemory, policies.PolicyError, tasks.ProblemError) as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 

@@ -31,7 +31,7 @@ def torchrun(*arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, ok: bool = True) -> str:
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=400)
     assert (process.returncode == 0) == ok, printed
     return printed
 
