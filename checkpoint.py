@@ -19,6 +19,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -99,7 +100,7 @@ def restore(trainer: Any, directory: Path) -> int:
     except pickle.UnpicklingError as error:
         raise RunError(f"{directory / STATE}: holds more than numbers, texts and tensors; not loaded") from error
     trainer.drawn = state["drawn"]
-    trainer.counters.update(state["counters"])
+    trainer.counters = Counter(state["counters"])
     trainer.experts = [tuple(pair) for pair in state["experts"]]
     trainer.explored.extend(tuple(pair) for pair in state["explored"])
     parameters = list(trainer.policy.model.parameters())

@@ -287,6 +287,7 @@ def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings
     """
     use_kl = settings.kl_coef > 0 and reference is not None
     mine = _share([s for s in sequences if s.advantage != 0 or use_kl])
+    is_mine = {id(s) for s in mine}
     sums = {"loss": 0.0, "gap": 0.0, "clipped": 0.0, "kl": 0.0, "tokens": 0, "oom_retries": 0}
     norms: list[float] = []
     skipped = 0
@@ -320,7 +321,7 @@ def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings
         ]
         if not weighted:
             continue
-        own = [(s, w) for s, w in weighted if id(s) in {id(s) for s in mine}]
+        own = [(s, w) for s, w in weighted if id(s) in is_mine]
         _accumulate(model, [s for s, _ in own], [w for _, w in own], loss_of, sums, settings)
         norm, stepped = _optimizer_step(model, optimizer, settings.max_grad_norm)
         norms.append(norm)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]  # as pytest has them
+sys.path.insert(0, str(Path(__file__).parent.parent))  # as pytest has it
 
-from models import qwen3  # noqa: E402
-from test_grpo import sequences  # noqa: E402
+from models import qwen3
+from test_grpo import sequences
 
-import grpo  # noqa: E402
-import parallel  # noqa: E402
-from grpo import Sequence, UpdateSettings  # noqa: E402
+import grpo
+import parallel
+from grpo import Sequence, UpdateSettings
 
 LENGTHS = (("solution", 12), ("meta", 6))
 CASES: dict[str, dict] = {
