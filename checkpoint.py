@@ -53,8 +53,7 @@ def save(trainer: Any, run: Path, row: dict) -> None:
         with writing(run):
             directory = run / "checkpoints" / f"step-{row['step']}"
             _write(directory, row, state, lambda folder: trainer.policy.save(folder, weights))
-            for older in checkpoints(run)[: -trainer.options.keep]:
-                shutil.rmtree(older)
+            _drop_older(run, trainer.options.keep)
     parallel.wait()
 
 
@@ -109,8 +108,8 @@ def restore(trainer: Any, directory: Path) -> int:
     return int(directory.name.removeprefix("step-"))
 
 
-def set_aside(run: Path, after: int) -> None:
-    """Rename what lies beyond step `after`: unusable checkpoints, and those half written when a run was killed."""
+def tidy(run: Path, after: int, keep: int) -> None:
+    """Rename what lies beyond step `after`: it cannot be used. Drop what a run that was killed had no time to drop."""
     folder = run / "checkpoints"
     with writing(run):
         for path in folder.glob("writing-*"):
@@ -119,6 +118,12 @@ def set_aside(run: Path, after: int) -> None:
             if int(path.name.removeprefix("step-")) > after:
                 shutil.rmtree(folder / f"unusable-{path.name}", ignore_errors=True)
                 os.replace(path, folder / f"unusable-{path.name}")
+        _drop_older(run, keep)
+
+
+def _drop_older(run: Path, keep: int) -> None:
+    for older in checkpoints(run)[:-keep]:
+        shutil.rmtree(older)
 
 
 def _checksums(directory: Path) -> dict[str, str]:

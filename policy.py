@@ -72,11 +72,13 @@ class Policy:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def shard(self, device: str) -> None:
-        """Split the model over the ranks and move it to the device, as a whole bf16 copy (on CUDA) to sample from."""
+    def shard(self, device: str, samples: bool) -> None:
+        """Split the model over the ranks and move it to the device; one that samples also as a whole copy (bf16 on
+        CUDA)."""
         target = torch.device(device)
-        copied = copy.deepcopy(self.model).to(torch.bfloat16 if target.type == "cuda" else torch.float32)
-        self.unsplit = copied.to(target).requires_grad_(False)
+        if samples:
+            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+            self.unsplit = copy.deepcopy(self.model).to(target, dtype).requires_grad_(False)
         parallel.shard(self.model, target)
 
     @torch.no_grad()

@@ -299,8 +299,8 @@ def _mean(values: list) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def load_policy(name: str, options: Options) -> policies.Policy:
-    """A policy on its device, or split over those of all ranks.  Raises PolicyError."""
+def load_policy(name: str, options: Options, samples: bool = True) -> policies.Policy:
+    """A policy on its device, or split over those of all ranks; `samples`: it will.  Raises PolicyError."""
     if options.shard and parallel.world() == 1:
         raise OptionError("--shard splits a model over several processes: torchrun --nproc-per-node N train.py --shard")
     device = policies.pick_device(options.device)
@@ -312,7 +312,7 @@ def load_policy(name: str, options: Options) -> policies.Policy:
     except ValueError as error:
         raise policies.PolicyError(f"model {name!r}: {error}") from error
     if options.shard:
-        policy.shard(device)
+        policy.shard(device, samples)
     return policy
 
 
@@ -327,7 +327,7 @@ def train(options: Options, run: Path) -> list[dict]:
     model = str(found or options.model)
     policy = load_policy(model, options)
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
-    reference = load_policy(options.model, options) if options.kl_coef > 0 else None
+    reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
     last = checkpoint.restore(trainer, found) if found else -1
     if policy.device.type == "cuda":
@@ -336,7 +336,7 @@ def train(options: Options, run: Path) -> list[dict]:
     first = parallel.rank() == 0  # it logs and saves
     folder = RunFolder(run, options, last, writes=first)
     if first:
-        checkpoint.set_aside(run, after=last)
+        checkpoint.tidy(run, last, options.keep)
 
     not_evaluated = {f"eval_{name}": None for name in EVALUATED}
 

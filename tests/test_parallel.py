@@ -86,6 +86,7 @@ def test_the_script_under_torchrun_gives_the_metrics_of_one_process(one_process,
     assert first["eval_reward_difficulty"] != last["eval_reward_difficulty"]  # it is not all the same anyway
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_on_any_number_of_processes(one_process, tmp_path):
     assert run_script("train.py", *RUN, "--steps", "2", "--out", str(tmp_path)).status == 0
     finish(torchrun("train.py", "--steps", "3", "--resume", "--shard", "--out", str(tmp_path)))
@@ -97,6 +98,7 @@ def test_a_sharded_run_resumes_on_any_number_of_processes(one_process, tmp_path)
     assert saved[0].stat().st_size == saved[1].stat().st_size  # float32, nothing doubled
 
 
+@pytest.mark.slow
 def test_ctrl_c_under_torchrun_ends_all_ranks_after_the_same_step(tmp_path):
     process = torchrun("train.py", *RUN, "--steps", "2000", "--out", str(tmp_path / "run"))
     wait_for_step(tmp_path / "run", 2)
