@@ -29,17 +29,21 @@ Item = TypeVar("Item")
 PATIENCE = datetime.timedelta(hours=2)  # ranks wait for the one with the longest rollouts; by default 10 minutes
 
 
+class LaunchError(ValueError):
+    """The processes do not fit this machine; the message says why."""
+
+
 def start(device: str) -> None:
     """Join the other processes, if torchrun started this one. device: "cpu", or "cuda" for the GPU of its rank.
 
-    Raises ValueError if there are more processes than GPUs.
+    Raises LaunchError if there are more processes than GPUs.
     """
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return
     if device == "cuda":
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise ValueError(f"torchrun --nproc-per-node: found more processes than the {gpus} GPUs here")
+            raise LaunchError(f"torchrun --nproc-per-node: found more processes than the {gpus} GPUs here")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     if rank() > 0:

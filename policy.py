@@ -11,7 +11,7 @@ the forward pass runs under bf16 autocast instead.
 import contextlib
 import copy
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,12 @@ class PolicyError(ValueError):
 
 @dataclass
 class Policy:
-    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response.
-
-    unsplit: of a sharded model, a whole copy to sample from.
-    """
+    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response."""
 
     model: Any
     tokenizer: Any
     eos_ids: frozenset[int]
-    unsplit: Any = None
+    _copy: Any = field(default=None, repr=False)  # of a sharded model: whole, to sample from
 
     @property
     def device(self) -> torch.device:
@@ -75,30 +72,34 @@ class Policy:
     def shard(self, device: str, samples: bool) -> None:
         """Split the model over the ranks and move it to the device; one that samples also as a whole copy (bf16 on
         CUDA)."""
-        target = torch.device(device)
         if samples:
-            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-            self.unsplit = copy.deepcopy(self.model).to(target, dtype).requires_grad_(False)
-        parallel.shard(self.model, target)
+            self._copy = copy.deepcopy(self.model).requires_grad_(False).to(device)
+            if device == "cuda":
+                for parameter in self._copy.parameters():  # not the buffers: rotary frequencies must stay float32
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        parallel.shard(self.model, torch.device(device))
 
     @torch.no_grad()
     def sampling_model(self) -> Any:
         """The model to sample from: a sharded one is first gathered into its whole copy, which all ranks must do."""
-        if self.unsplit is None:
+        if self._copy is None:
             return self.model
-        for copied, parameter in zip(self.unsplit.parameters(), self.model.parameters(), strict=True):
-            copied.copy_(parallel.whole(parameter))
-        return self.unsplit
+        for parameter, now in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+            parameter.copy_(parallel.whole(now))
+        return self._copy
 
     @torch.no_grad()
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The weights of a sharded model, gathered on rank 0, which all ranks must do; None if it is whole anyway."""
-        return parallel.whole_state(dict(self.model.named_parameters())) if self.unsplit is not None else None
+        if not parallel.is_sharded(self.model):
+            return None
+        return parallel.whole_state(dict(self.model.named_parameters()))
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a model directory that `load` takes; of a sharded model with the `weights()` gathered before."""
         disable_progress_bar()  # it would break the bar of the training that saves
-        (self.unsplit or self.model).save_pretrained(directory, state_dict=weights)
+        whole = self._copy if parallel.is_sharded(self.model) else self.model  # its class has the name that is saved
+        whole.save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)
         enable_progress_bar()
 

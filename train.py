@@ -381,7 +381,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (OptionError, RunError, memory.OutOfMemory, policies.PolicyError, tasks.ProblemError) as error:
+    except (
+        OptionError,
+        RunError,
+        memory.OutOfMemory,
+        parallel.LaunchError,
+        policies.PolicyError,
+        tasks.ProblemError,
+    ) as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 

@@ -114,6 +114,12 @@ def test_sharding_needs_several_processes(tmp_path):
     assert finished.status == 1 and "torchrun --nproc-per-node N train.py --shard" in finished.stderr
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1000")
+    with pytest.raises(parallel.LaunchError, match=r"more processes than the .* GPUs"):
+        parallel.start("cuda")
+
+
 def test_one_process_is_handed_back_what_it_gave():
     model = ranks.qwen3()
     assert parallel.share([1, 2]) == [1, 2] == parallel.gather([1, 2])
