@@ -46,7 +46,7 @@ def train(out: Path, *arguments: str, steps: int = STEPS) -> str:
 
 
 def wait_for_step(out: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not any(row["step"] >= step for row in read_rows(out / "metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
