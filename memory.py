@@ -140,6 +140,13 @@ def report(shape: Shape, options: Any, capacity: float, world: int = 1) -> str:
     return f"{text}\nthat is too much; this would fit: {flags(changes, options)}{launcher}"
 
 
+def announce(policy: Any, options: Any) -> None:
+    """Print the report of a policy that is on CUDA; elsewhere memory is not what limits."""
+    if policy.device.type == "cuda":
+        capacity = torch.cuda.get_device_properties(policy.device).total_memory
+        print(report(shape_of(policy.model), options, capacity, parallel.world()))
+
+
 class OutOfMemory(RuntimeError):
     """Not even the longest sequence alone fits; the message says what to lower."""
 

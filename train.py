@@ -330,9 +330,7 @@ def train(options: Options, run: Path) -> list[dict]:
     reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
     last = checkpoint.restore(trainer, found) if found else -1
-    if policy.device.type == "cuda":
-        capacity = torch.cuda.get_device_properties(policy.device).total_memory
-        print(memory.report(memory.shape_of(policy.model), options, capacity, parallel.world()))
+    memory.announce(policy, options)
     first = parallel.rank() == 0  # it logs and saves
     folder = RunFolder(run, options, last, writes=first)
     if first:

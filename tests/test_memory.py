@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,16 @@ def test_flags_that_make_it_fit_are_named():
             if way:
                 changed = dataclasses.replace(options, **way[1])
                 assert memory.needs(shape, changed, way[2])["peak"] <= size * memory.GB
+
+
+def test_the_report_is_printed_on_cuda_only(monkeypatch, capsys):
+    """There is no GPU here: the device says that there is one, and its size is made up."""
+    size = SimpleNamespace(total_memory=1.5 * memory.GB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    for device in ("cpu", "cuda"):
+        memory.announce(SimpleNamespace(device=torch.device(device), model=llama()), Options(**REAL_MODEL))
+    printed = capsys.readouterr().out
+    assert printed.count("memory worked out") == 1 and "of 1.5" in printed and "too much" in printed
 
 
 def test_the_table_of_the_readme_is_what_the_command_prints():
