@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 import masa
+import parallel
 from masa import MetaPrediction
 from policy import Policy
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
@@ -68,22 +69,29 @@ class Attempt:
 
 def predict(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
     """Draw n meta-predictions for each problem (paper section 3.1)."""
-    prompts = [policy.encode(masa.meta_prompt(attempt.problem.text, how.max_new_tokens)) for attempt in attempts]
-    groups = _draw(policy, prompts, n, how.max_meta_tokens, None, how, generator)
+    prompts = [policy.encode(masa.meta_prompt(a.problem.text, how.max_new_tokens)) for a in parallel.share(attempts)]
+    groups = parallel.gather(_draw(policy, prompts, n, how.max_meta_tokens, None, how, generator))
     for attempt, rollouts in zip(attempts, groups, strict=True):
         attempt.meta_rollouts = rollouts
         attempt.predictions = [masa.parse_meta(policy.decode(r.response_ids)) for r in rollouts]
 
 
 def solve(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
-    """Draw n solutions to each problem, each within the attempt's limit, and verify them."""
-    prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in attempts]
-    limits = [attempt.limit or how.max_new_tokens for attempt in attempts]
+    """Draw n solutions to each problem, each within the attempt's limit, and verify them.
+
+    With several processes each solves and verifies its share, and is given what the others found.
+    """
+    mine = parallel.share(attempts)
+    prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in mine]
+    limits = [attempt.limit or how.max_new_tokens for attempt in mine]
     groups = _draw(policy, prompts, n, how.max_new_tokens, limits, how, generator)
-    for attempt, rollouts in zip(attempts, groups, strict=True):
+    for attempt, rollouts in zip(mine, groups, strict=True):
         attempt.solutions = rollouts
         attempt.responses = [policy.decode(r.response_ids) for r in rollouts]
         attempt.correct = [solution_reward(text, attempt.problem.answer) == 1.0 for text in attempt.responses]
+    found = parallel.gather([(attempt.solutions, attempt.responses, attempt.correct) for attempt in mine])
+    for attempt, (solutions, responses, correct) in zip(attempts, found, strict=True):
+        attempt.solutions, attempt.responses, attempt.correct = solutions, responses, correct
 
 
 def _draw(policy, prompts, n, max_new_tokens, limits, how: Sampling, generator) -> list[list[Rollout]]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 import policy as policies
 import tasks
 import verify
@@ -69,7 +70,7 @@ def evaluate(
     iterable of batches. Returns the summary of `summarize`.
     """
     attempts = [Attempt(problem) for problem in problems]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + parallel.rank())
     before = verify.timeouts()
     for start in progress(range(0, len(attempts), PROBLEMS_AT_ONCE)):
         batch = attempts[start : start + PROBLEMS_AT_ONCE]

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, DynamicLayer
 
+import parallel
+
 # Logits are made for this many entries at once (256 MiB in float32), and made again in the backward pass. The
 # logits of a whole batch, with a vocabulary of 150,000 words, would be the largest tensor of all by far.
 LOGITS_AT_ONCE = 2**26
@@ -179,9 +181,16 @@ def _within(items: Iterable, size: Callable[[Any], int], budget: int) -> Iterato
 
 
 def _shareable(model) -> bool:
-    """Does the model keep plain keys and values? Gradient checkpointing keeps none, a window only the last."""
+    """Does the model keep plain keys and values, and is it free to make as many passes as it likes?
+
+    Gradient checkpointing keeps none, a window of attention only the last; ranks of a sharded model go in step.
+    """
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-    return plain and not model.is_activation_checkpointing
+    return plain and not model.is_activation_checkpointing and not parallel.is_sharded(model)
+
+
+# What a rank computes when others, of a sharded model, have more micro-batches than it has: nothing, but in step.
+FILLER = [Sequence([0], [0])]
 
 
 def batches(
@@ -189,10 +198,14 @@ def batches(
 ) -> Iterator[tuple[list[Sequence], SharedPrompts | None]]:
     """Micro-batches, each with the prompts that it shares with others; those are sent backward after the last.
 
-    Under gradient checkpointing, or with windows of attention, each is a batch of whole sequences, without prompts.
+    Where prompts cannot be shared, each is a batch of whole sequences, without prompts; of a sharded model there are
+    equally many on all ranks, fillers last.
     """
     if not _shareable(model):
-        yield from ((batch, None) for batch in micro_batches(sequences, token_budget))
+        whole = list(micro_batches(sequences, token_budget))
+        if parallel.is_sharded(model):  # it gathers its weights in every pass: a pass too few, and all wait forever
+            whole += [FILLER] * (parallel.largest(len(whole)) - len(whole))
+        yield from ((batch, None) for batch in whole)
         return
     groups: dict[tuple[int, ...], list[Sequence]] = {}
     for sequence in sequences:
@@ -202,3 +215,8 @@ def batches(
         prompts = SharedPrompts(model, together)
         yield from ((batch, prompts) for batch in micro_batches(together, token_budget))
         prompts.backward()
+
+
+def longest(sequences: list[Sequence]) -> int:
+    """Tokens of the longest sequence; 0 of none."""
+    return max((len(s.prompt_ids) + len(s.response_ids) for s in sequences), default=0)

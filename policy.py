@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
+import parallel
 import tiny
 
 
@@ -44,7 +45,7 @@ class Policy:
     eos_ids: frozenset[int]
     sampling_dtype: torch.dtype = torch.float32
     update_dtype: torch.dtype = torch.float32
-    _copy: Any = field(default=None, repr=False)
+    _copy: Any = field(default=None, repr=False)  # to sample from: in bf16, and of a sharded model whole
 
     @property
     def device(self) -> torch.device:
@@ -64,19 +65,6 @@ class Policy:
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
-    @torch.no_grad()
-    def sampling_model(self) -> Any:
-        """The model to draw from, its weights those of now: the model itself, or its copy in bf16."""
-        if self.sampling_dtype == torch.float32:
-            return self.model
-        if self._copy is None:
-            self._copy = copy.deepcopy(self.model).requires_grad_(False)
-            for parameter in self._copy.parameters():  # not the buffers: rotary frequencies must stay float32
-                parameter.data = parameter.data.to(self.sampling_dtype)
-        for parameter, now in zip(self._copy.parameters(), self.model.parameters(), strict=True):
-            parameter.copy_(now)
-        return self._copy
-
     def encode(self, message: str) -> list[int]:
         """Prompt ids of a user message: the chat template (thinking mode off) or, for base models, plain text."""
         if self.tokenizer.chat_template is None:
@@ -95,30 +83,76 @@ class Policy:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def save(self, directory: Path) -> None:
-        """Write a model directory that `load` takes."""
+    @torch.no_grad()
+    def sampling_model(self) -> Any:
+        """The model to draw from, its weights those of now: the model itself, or its copy in `sampling_dtype`.
+
+        A sharded model is gathered into its copy, which all ranks must do.
+        """
+        if self._copy is None and self.sampling_dtype == torch.float32:
+            return self.model
+        self._copy = self._copy or self._make_copy()
+        for parameter, now in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+            parameter.copy_(parallel.whole(now))
+        return self._copy
+
+    def _make_copy(self) -> Any:
+        made = copy.deepcopy(self.model).requires_grad_(False)
+        for parameter in made.parameters():  # not the buffers: rotary frequencies must stay float32
+            parameter.data = parameter.data.to(self.sampling_dtype)
+        return made
+
+    def shard(self, device: str, samples: bool) -> None:
+        """Split the model over the ranks and move it to the device; one that samples also as a whole copy."""
+        if samples:
+            self._copy = self._make_copy().to(device)
+        parallel.shard(self.model, torch.device(device))
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights of a sharded model, gathered on rank 0, which all ranks must do; None if it is whole anyway."""
+        if not parallel.is_sharded(self.model):
+            return None
+        return parallel.whole_state(dict(self.model.named_parameters()))
+
+    def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a model directory that `load` takes; of a sharded model with the `weights()` gathered before."""
         disable_progress_bar()  # it would break the bar of the training that saves
-        self.model.save_pretrained(directory)
+        whole = self._copy if parallel.is_sharded(self.model) else self.model  # its class has the name that is saved
+        whole.save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)
         enable_progress_bar()
 
 
-def load(name: str, device: str = "auto", gradient_checkpointing: bool = False, dtype: str = "auto") -> Policy:
+def load(
+    name: str,
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+) -> Policy:
     """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda".  dtype: of forward passes, "auto" (bf16 where it is
-    faster), "float32" or "bfloat16".  Raises PolicyError with what to do about it.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda".  trust_remote_code: run Python files that come with the
+    model.  Weights are read from safetensors or GGUF, never from a pickle, which could run any code.  dtype: of
+    forward passes, "auto" (bf16 where it is faster), "float32" or "bfloat16".
+    Raises PolicyError with what to do about it.
     """
-    device = _device(device)
+    device = pick_device(device)
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
+    arguments["trust_remote_code"] = trust_remote_code  # False, not absent: then transformers would ask
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
         unpack: dict[str, Any] = (
-            {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
+            {"quantization_config": GgufConfig(dequantize=True)}
+            if "gguf_file" in arguments
+            else {"use_safetensors": True}
         )
         model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it comes with Python files; --trust-remote-code would run them: they can do all that you can do"
         raise PolicyError(
             f"cannot load model {name!r}: {reason}\n"
             "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
@@ -141,7 +175,8 @@ def _switch_off_dropout(model) -> None:
                 setattr(module, attribute, 0.0)
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
+    """ "cpu" or "cuda", as "auto" finds it.  Raises PolicyError if there is no such device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -165,6 +200,12 @@ def _model_arguments(name: str) -> dict[str, Any]:
     """The arguments of from_pretrained; of a directory whose weights are one GGUF file, its name."""
     directory = Path(name)
     gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
+    pickles = [path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")]
+    if pickles and not gguf_files and not list(directory.glob("*.safetensors")):
+        raise PolicyError(
+            f"model {name!r}: {', '.join(pickles)} is a pickle, which can run any code when it is loaded: refused.\n"
+            "Expected .safetensors or .gguf; whoever trusts the file can convert it with save_pretrained."
+        )
     if not gguf_files or (directory / "config.json").exists():
         return {"pretrained_model_name_or_path": name}
     if len(gguf_files) > 1:
