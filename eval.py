@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 import policy as policies
 import tasks
-import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
 from options import Options, preset
 from policy import Policy
@@ -31,6 +30,18 @@ LIMITS = {
     "max_meta_tokens": "longest meta-prediction, in tokens",
     "max_cache_tokens": "rows x length in the sampler's cache; more is split",
 }
+# The figures that training writes to metrics.jsonl, as eval_NAME.
+IN_METRICS = (
+    "pass1",
+    "pass1_interval",
+    "pass1_by_level",
+    "zero_variance_frac",
+    "mean_length",
+    "parsed_frac",
+    "reward_length",
+    "reward_difficulty",
+    "reward_notion",
+)
 PROBLEMS_AT_ONCE = 64  # what the progress bar counts in, and what bounds memory
 
 
@@ -53,7 +64,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int
     return float(low), float(high)
 
 
-def evaluate(
+def attempt_all(
     policy: Policy,
     problems: Sequence[tasks.Problem],
     *,
@@ -62,22 +73,21 @@ def evaluate(
     how: Sampling,
     seed: int = 0,
     progress: Callable = lambda batches: batches,
-) -> dict:
+) -> list[Attempt]:
     """Solve every problem `samples` times and predict it `predictions` times, with neither gate nor cutoff.
 
     The same seed draws with the same random numbers, whatever was trained in between. `progress` wraps the
-    iterable of batches. Returns the summary of `summarize`.
+    iterable of batches.
     """
     attempts = [Attempt(problem) for problem in problems]
     generator = torch.Generator().manual_seed(seed)
-    before = verify.timeouts()
     for start in progress(range(0, len(attempts), PROBLEMS_AT_ONCE)):
         batch = attempts[start : start + PROBLEMS_AT_ONCE]
         if predictions:
             predict(policy, batch, predictions, how, generator)
         solve(policy, batch, samples, how, generator)
         align(batch)
-    return summarize(attempts) | {"verifier_timeouts": verify.timeouts() - before}
+    return attempts
 
 
 def summarize(attempts: Sequence[Attempt]) -> dict:
@@ -163,7 +173,7 @@ def main() -> None:
     try:
         problems = tasks.load_problems(options.data).heldout(options.problems, whole=options.whole)
         policy = policies.load(options.model, options.device)
-        result = evaluate(
+        attempts = attempt_all(
             policy,
             problems,
             samples=options.samples,
@@ -180,6 +190,7 @@ def main() -> None:
         )
     except ValueError as error:  # of problems, policy or sampler: each message says what is wrong
         sys.exit(f"eval.py: {error}")
+    result = summarize(attempts)
     print(table(result))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,18 @@
 """What a run leaves behind, and what a person sees of it.
 
 A run folder holds config.json (every option), metrics.jsonl (one object a step, each name explained in the README),
-rollouts.jsonl (a few whole transcripts a step) and checkpoints/step-N (a model directory, and what --resume needs).
+rollouts.jsonl (a few whole transcripts a step), evaluations.jsonl (each evaluation, problem by problem: what report.py
+shows) and checkpoints/step-N (a model directory, and what --resume needs).
 """
 
 import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from attempts import Attempt
+from attempts import Attempt, generated_tokens
 from options import Options
 
 
@@ -34,7 +36,9 @@ def transcript(step: int, attempt: Attempt) -> dict:
         "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
         "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
         "pass_rate": attempt.pass_rate if attempt.correct else None,
+        "correct": [int(right) for right in attempt.correct],
         "lengths": [len(rollout.response_ids) for rollout in attempt.solutions],
+        "tokens_meta": generated_tokens(attempt.meta_rollouts),
         "right_solution": shown.get(True),
         "wrong_solution": shown.get(False),
     }
@@ -49,6 +53,7 @@ class RunFolder:
         (path / "config.json").write_text(json.dumps(dataclasses.asdict(options), indent=2) + "\n")
         self.rows = self._rewind("metrics.jsonl", last_step)
         self._rewind("rollouts.jsonl", last_step)
+        self._rewind("evaluations.jsonl", last_step)
         self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
         self.started = time.monotonic()
 
@@ -80,6 +85,12 @@ class RunFolder:
         self.rows.append(row)
         self._write("metrics.jsonl", [row], "a")
         self._write("rollouts.jsonl", transcripts, "a")
+
+    def log_evaluation(self, step: int, training_s: float, attempts: Sequence[Attempt]) -> None:
+        """Append an evaluation, problem by problem; training_s: seconds so far without evaluations and probes."""
+        problems = [transcript(step, attempt) for attempt in attempts]
+        row = {"step": step, "training_s": round(training_s, 3), "problems": problems}
+        self._write("evaluations.jsonl", [row], "a")
 
 
 def live(rows: list[dict]) -> str:

@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -23,40 +24,36 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import costs
 import eval as evaluation
 import grpo
 import masa
 import policy as policies
+import selection
 import tasks
 import verify
-from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
+from attempts import Attempt, Sampling, align, generated_tokens, predict, probe, solve
 from journal import RunFolder, checkpoints, live, summary, transcript
 from options import OptionError, Options, build_parser, preset
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
+MAX_DRAWS = 10  # --dynamic-sampling gives up after so many batches
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
-# Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
+# Cumulative figures, as metrics.jsonl has them.
 COUNTERS = (
     "tokens_solution",
     "tokens_meta",
+    "tokens_zero_variance",
+    "tokens_trained",
+    "rollouts",
+    "flops",
     "problems_seen",
     "prompts_too_long",
     "unparsed_predictions",
     "experts_cloned",
     "skipped_updates",
     "verifier_timeouts",
-)
-EVALUATED = (
-    "pass1",
-    "pass1_interval",
-    "pass1_by_level",
-    "zero_variance_frac",
-    "mean_length",
-    "parsed_frac",
-    "reward_length",
-    "reward_difficulty",
-    "reward_notion",
 )
 
 
@@ -101,32 +98,68 @@ class Trainer:
         # 3. solve, each problem within its limit, and 4. verify
         self.announce("solving")
         solve(self.policy, solved, self.options.samples, self.how, self.generator(step, "solve"))
+        taught = self.draw_on(attempts, solved, step, efficient) if self.options.dynamic_sampling else solved
         # 5. align: how well did the predictions fit?
         align(solved)
         # 6. advantages, within each group of solutions and each group of predictions
-        sequences = self.sequences(solved)
+        sequences = self.sequences(taught)
         # 7. update
         self.announce("updating")
         update = self.update(sequences, step)
+        self.count_trained(sequences if self.reference else [s for s in sequences if s.advantage])
         # 8. clone the experts
         expert_loss = self.clone_experts(solved) if self.options.experts else None
         return self.metrics(attempts, solved) | update | {"expert_loss": expert_loss}, attempts
 
-    def predict_and_gate(self, step: int, efficient: bool) -> list[Attempt]:
+    def predict_and_gate(self, step: int, efficient: bool, draw: int = 0) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
         o, attempts, want = self.options, [], self.options.problems
-        for round_ in range(MAX_FILL_ROUNDS if efficient and o.gate and o.fill == "fresh" else 1):
-            fresh = self.next_attempts(want, step, explore=o.explore if efficient else 1.0)
+        choosing = efficient and o.select == "informative"
+        ahead = o.candidates if choosing else 1  # problems drawn for each that is wanted
+        refill = o.fill == "fresh" and ((efficient and o.gate) or o.oracle_gate)
+        for round_ in range(MAX_FILL_ROUNDS if refill else 1):
+            fresh = self.next_attempts(want * ahead, step, explore=o.explore / ahead if efficient else 1.0)
             if o.predictions:
-                predict(self.policy, fresh, o.predictions, self.how, self.generator(step, f"predict {round_}"))
+                stream = self.generator(step, f"predict {draw * MAX_FILL_ROUNDS + round_}")
+                predict(self.policy, fresh, o.predictions, self.how, stream)
             if efficient:
                 for attempt in fresh:
                     self.decide(attempt)
+            if choosing:
+                selection.choose(fresh, want)
+            if o.oracle_gate:
+                self.ask_oracle(fresh, step, draw * MAX_FILL_ROUNDS + round_)
             attempts += fresh
-            want = sum(attempt.gated for attempt in fresh)
-            if not want:
+            want -= sum(not attempt.gated for attempt in fresh)
+            if want <= 0:
                 break
+        if efficient and o.share_samples:
+            selection.share(attempts, o.samples)
         return attempts
+
+    def ask_oracle(self, fresh: list[Attempt], step: int, round_: int) -> None:
+        """Gate what is all right or all wrong over many solutions, whose tokens and seconds do not count."""
+        started = time.monotonic()
+        stream = self.generator(step, f"oracle {round_}")
+        rates = probe(self.policy, fresh, self.options.oracle_gate, self.how, stream)
+        for attempt, rate in zip(fresh, rates, strict=True):
+            attempt.gated = rate in (0.0, 1.0)
+        self.counters["training_ms"] -= _milliseconds_since(started)
+
+    def draw_on(self, attempts: list[Attempt], solved: list[Attempt], step: int, efficient: bool) -> list[Attempt]:
+        """DAPO's dynamic sampling: the first P problems that vary, drawing until there are so many.
+
+        Adds what it draws to `attempts` and `solved`: its tokens count, whether it teaches or not.
+        """
+        for draw in range(1, MAX_DRAWS):
+            if sum(not attempt.zero_variance for attempt in solved) >= self.options.problems:
+                break
+            more = self.predict_and_gate(step, efficient, draw)
+            kept = [attempt for attempt in more if not attempt.gated]
+            solve(self.policy, kept, self.options.samples, self.how, self.generator(step, f"solve {draw}"))
+            attempts += more
+            solved += kept
+        return [attempt for attempt in solved if not attempt.zero_variance][: self.options.problems]
 
     def decide(self, attempt: Attempt) -> None:
         """Gate, cutoff and hint of one problem, from its predictions (paper section 3.3)."""
@@ -221,9 +254,16 @@ class Trainer:
             ]
             with self.policy.autocast(training=True):
                 loss, stepped = grpo.clone(self.policy.model, self.expert_optimizer, sequences, self.update_settings)
+            self.count_trained(sequences)
             self.counters["skipped_updates"] += not stepped
             self.counters["experts_cloned"] += len(batch)
         return loss
+
+    def count_trained(self, sequences: list[grpo.Sequence]) -> None:
+        """Count what an update on these sequences, or an imitation of them, costs."""
+        o = self.options
+        passes = 3 + (self.reference is not None) + (o.minibatches > 1) + o.gradient_checkpointing
+        self.counters.update(costs.of_training(sequences, self.policy.model.num_parameters(), passes))
 
     def metrics(self, attempts: list[Attempt], solved: list[Attempt]) -> dict:
         """The figures of one step; None where nothing defines them. Each is explained in the README."""
@@ -233,6 +273,7 @@ class Trainer:
         alignments = [rewards for attempt in solved for rewards in attempt.alignments]
         self.counters["tokens_solution"] += generated_tokens(solutions)
         self.counters["tokens_meta"] += generated_tokens(meta)
+        self.counters.update(costs.of_rollouts(attempts, self.policy.model.num_parameters()))
         self.counters["problems_seen"] += len(attempts)
         self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
         self.explored.extend(self.judgement(a) for a in solved if a.exploring and a.predictions)
@@ -264,9 +305,9 @@ class Trainer:
         ]
         return self.predicted_useless(attempt), attempt.zero_variance, len(beyond), sum(beyond)
 
-    def evaluate(self) -> dict:
-        """Figures on the fixed held-out problems: neither gated nor cut, the same random numbers each time."""
-        result = evaluation.evaluate(
+    def evaluate(self) -> tuple[dict, list[Attempt]]:
+        """Figures and attempts on the fixed held-out problems: neither gated nor cut, the same random numbers."""
+        attempts = evaluation.attempt_all(
             self.policy,
             self.held_out,
             samples=self.options.eval_samples,
@@ -274,7 +315,8 @@ class Trainer:
             how=self.how,
             progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", leave=False),
         )
-        return {f"eval_{name}": result[name] for name in EVALUATED}
+        result = evaluation.summarize(attempts)
+        return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
 
     def save(self, run: Path, step: int) -> None:
         """Write checkpoints/step-N aside, put it in place in one move, then drop the one before."""
@@ -308,6 +350,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.expert_optimizer.load_state_dict(state["expert_optimizer"])
         return state["step"]
+
+
+def _milliseconds_since(started: float) -> int:
+    return round(1000 * (time.monotonic() - started))
 
 
 def _mean(values: list) -> float | None:
@@ -356,10 +402,13 @@ def train(options: Options, run: Path) -> list[dict]:
     last = trainer.restore(found[-1]) if found else -1
     folder = RunFolder(run, options, last)
 
-    not_evaluated = {f"eval_{name}": None for name in EVALUATED}
+    not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
 
     def log(step: int, figures: dict, attempts: list[Attempt]) -> None:
-        evaluated = trainer.evaluate() if step % options.eval_every == 0 or step == options.steps else not_evaluated
+        evaluated = not_evaluated
+        if step % options.eval_every == 0 or step == options.steps:
+            evaluated, held_out = trainer.evaluate()
+            folder.log_evaluation(step, trainer.counters["training_ms"] / 1000, held_out)
         trainer.counters["verifier_timeouts"] = trainer.timeouts_before + verify.timeouts()
         counters = {name: trainer.counters[name] for name in COUNTERS}
         shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
@@ -370,7 +419,9 @@ def train(options: Options, run: Path) -> list[dict]:
     if last < 0:
         log(0, trainer.metrics([], []) | trainer.update([], 0) | {"expert_loss": None}, [])
     for step in range(max(last, 0) + 1, options.steps + 1):
+        started = time.monotonic()
         figures, attempts = trainer.step(step)
+        trainer.counters["training_ms"] += _milliseconds_since(started)
         log(step, figures, attempts)
         bar.update()
         bar.set_postfix_str(live(folder.rows))
