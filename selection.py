@@ -11,6 +11,7 @@ A prediction of p is cheap, so it can do more than skip:
 exactly what many uncounted solutions show to be all right or all wrong). Run `python selection.py` for an example.
 """
 
+import heapq
 from collections.abc import Sequence
 
 import masa
@@ -38,12 +39,15 @@ def share_out(scores: Sequence[float], total: int, unit: int, most: int) -> list
     if not 0 < unit <= most:
         raise ValueError(f"expected 0 < unit <= most, found unit={unit}, most={most}")
     counts = [unit] * len(scores)
+    waiting = [(1.5 * unit / max(score, 1e-9), i) for i, score in enumerate(scores) if 2 * unit <= most]
+    heapq.heapify(waiting)
     for _ in range(total // unit - len(scores)):
-        open_ = [i for i, count in enumerate(counts) if count + unit <= most]
-        if not open_:
+        if not waiting:
             break
-        chosen = min(open_, key=lambda i: (counts[i] + unit / 2) / max(scores[i], 1e-9))
-        counts[chosen] += unit
+        _, i = heapq.heappop(waiting)
+        counts[i] += unit
+        if counts[i] + unit <= most:
+            heapq.heappush(waiting, ((counts[i] + unit / 2) / max(scores[i], 1e-9), i))
     return counts
 
 
