@@ -68,8 +68,8 @@ def page(runs: Sequence[Run]) -> str:
     sections = [
         f"<h1>MASA: {len(runs)} run{'s' * (len(runs) > 1)}</h1>",
         f"<p>{escape(first['model'])} on {escape(', '.join(data))}. Figures are of held-out problems that training "
-        "never sees, neither gated nor cut. Where a variant has several seeds, a line is their mean and its band reaches "
-        "from the lowest to the highest seed.</p>",
+        "never sees, neither gated nor cut. Where a variant has several seeds, a line is their mean and its "
+        "band reaches from the lowest to the highest seed.</p>",
         tables(runs),
         learning_curves(variants, colours, dashed),
         predictions(variants, colours),
@@ -161,8 +161,8 @@ def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
     """Predicted against actual pass rate at the first and the last evaluation, and how well calibrated both are."""
     parts = [
         "<h2>Does it know itself?</h2><p>Each point is a held-out problem: the pass rate predicted before solving, and "
-        "the actual one. In the reliability curve problems of like predictions stand together; on the dotted line what is "
-        "predicted happens. Grey and dashed: before training.</p>"
+        "the actual one. In the reliability curve problems of like predictions stand together; on the dotted "
+        "line what is predicted happens. Grey and dashed: before training.</p>"
     ]
     for name, runs in variants.items():
         before, after = [], []
@@ -230,8 +230,8 @@ def transcripts(variants: dict[str, list[Run]]) -> str:
         return ""
     return (
         "<h2>Transcripts</h2><p>What was predicted, and what happened, word for word: the problems whose pass rate "
-        f"was mispredicted worst, then the {BEST} predicted best. One right and one wrong solution each, where there is "
-        "one.</p>" + "".join(parts)
+        f"was mispredicted worst, then the {BEST} predicted best. One right and one wrong solution each, where "
+        "there is one.</p>" + "".join(parts)
     )
 
 
