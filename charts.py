@@ -1,7 +1,7 @@
-"""Charts as inline SVG, in a few functions: lines with bands, a scatter on the unit square, stacked bars.
+"""Charts as inline SVG, in a few functions: lines with bands, a scatter on the unit square; and stacked bars.
 
-Each returns a string to stand in an HTML page; texts are escaped. Left out: everything a plotting library has that the
-report does not need.
+Each returns a string to stand in an HTML page (report.py has the style); texts are escaped. Left out: everything a
+plotting library has that the report does not need.
 """
 
 import math
@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 460, 290  # of the drawing, in its own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # margins
+WIDTH, HEIGHT = 360, 250  # of the drawing, in its own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 38  # margins
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4fa3", "#5d5d5d")  # told apart by all
-BAR = 26
 
 
 @dataclass
@@ -77,11 +76,8 @@ class _Frame:
         return line + _text(px - 6, py + 4, short(value), "end")
 
     def svg(self, label: str) -> str:
-        return _svg(HEIGHT, label, self.parts)
-
-
-def _svg(height: float, label: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        drawn = "".join(self.parts)
+        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{drawn}</svg>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
@@ -120,17 +116,15 @@ def scatter(points: Sequence[tuple[float, float]], colour: str, x_label: str, y_
     return frame.svg(f"{y_label} against {x_label}, {len(points)} problems")
 
 
-def stacked_bars(bars: Sequence[tuple[str, Sequence[float]]], colours: Sequence[str], label: str) -> str:
-    """A horizontal bar for each (name, parts), its total at the end."""
+def stacked_bars(bars: Sequence[tuple[str, Sequence[float]]], colours: Sequence[str]) -> str:
+    """A horizontal bar for each (name, parts) with its total, as HTML: names and numbers keep their size on a phone."""
     most = max((sum(parts) for _, parts in bars), default=0.0) or 1.0
-    left = 12 + 6.4 * max((len(name) for name, _ in bars), default=0)
-    scale = (WIDTH - left - 48) / most
-    drawn = []
-    for row, (name, parts) in enumerate(bars):
-        x, y = left, 6.0 + row * BAR
-        drawn.append(_text(left - 6, y + 13, name, "end"))
-        for part, colour in zip(parts, colours, strict=True):
-            drawn.append(f'<rect x="{x:.1f}" y="{y}" width="{part * scale:.1f}" height="{BAR - 8}" fill="{colour}"/>')
-            x += part * scale
-        drawn.append(_text(x + 5, y + 13, f"{sum(parts) / 1e6:.2f}M" if most >= 1e5 else short(sum(parts))))
-    return _svg(12 + BAR * len(bars), label, drawn)
+    rows = []
+    for name, parts in bars:
+        pieces = "".join(
+            f'<i style="width:{100 * part / most:.2f}%;background:{colour}" title="{short(round(part))}"></i>'
+            for part, colour in zip(parts, colours, strict=True)
+        )
+        total = short(float(f"{sum(parts):.3g}"))
+        rows.append(f"<span>{escape(name)}</span><div>{pieces}</div><span>{total}</span>")
+    return f'<div class="bars">{"".join(rows)}</div>'

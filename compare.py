@@ -123,9 +123,14 @@ class Run:
         yield from map(json.loads, file.read_text().splitlines() if file.exists() else [])
 
     def costs(self, name: str) -> list[float]:
-        """Cumulative cost at each evaluation. Seconds are those of training, without evaluations and probes."""
+        """Cumulative cost at each evaluation; nothing where it is not known.
+
+        Seconds are those of training, without evaluations and the oracle's probes.
+        """
         if name == "seconds":
-            return [row["training_s"] for row in self.evaluations()]
+            seconds = {row["step"]: row["training_s"] for row in self.evaluations()}
+            steps = [row["step"] for row in self.evaluated]
+            return [seconds[step] for step in steps] if seconds.keys() >= set(steps) else []
         if name == "tokens":
             return [row["tokens_solution"] + row["tokens_meta"] for row in self.evaluated]
         return [row[name] for row in self.evaluated]
@@ -159,10 +164,14 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """variant -> seed -> run, GRPO first, then as found."""
+    """variant -> seed -> run, GRPO first, then as found. Raises ValueError for two runs of one variant and seed."""
     grouped: dict[str, dict[int, Run]] = {BASELINE: {}} if any(run.variant == BASELINE for run in runs) else {}
     for run in runs:
-        grouped.setdefault(run.variant, {})[run.seed] = run
+        other = grouped.setdefault(run.variant, {}).setdefault(run.seed, run)
+        if other is not run:
+            raise ValueError(
+                f"{other.path} and {run.path} are both {run.variant} with seed {run.seed}: compare them apart"
+            )
     return grouped
 
 
@@ -220,7 +229,7 @@ def cost_ratio(seeds: dict[int, Run], baseline: dict[int, Run], cost: str) -> di
     "held": in how many of "seeds" the variant holds it at all.  "ratio": over these, the geometric mean and its
     interval.  Where some seeds do not hold it the ratio is only of those that do, hence too kind.
     """
-    shared = [seed for seed in seeds if seed in baseline]
+    shared = [seed for seed in seeds if seed in baseline and seeds[seed].costs(cost) and baseline[seed].costs(cost)]
     logs, held = [], 0
     for seed in shared:
         target, grpo, run = baseline[seed].accuracy[-1], baseline[seed], seeds[seed]
@@ -249,6 +258,7 @@ def _share_of_saving(found: dict, oracle: dict) -> float | None:
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, head, rows) of each table, as text."""
     variants = result["variants"].items()
+    head = ["variant", "seeds", "pass@1", "minus GRPO", "at equal tokens", "minus GRPO", "tokens", "in predictions"]
     accuracy = [
         [
             name,
@@ -262,13 +272,9 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         ]
         for name, v in variants
     ]
-    found = [
-        (
-            "Accuracy on held-out problems: mean over seeds [95% interval]",
-            ["variant", "seeds", "pass@1", "minus GRPO", "at equal tokens", "minus GRPO", "tokens", "in predictions"],
-            accuracy,
-        )
-    ]
+    if not result["baseline"]:
+        head, accuracy = _without(head, "minus GRPO", [head, *accuracy])
+    found = [("Accuracy on held-out problems: mean over seeds [95% interval]", head, accuracy)]
     if result["baseline"]:
         rows = [
             [
@@ -286,6 +292,12 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         title = f"Shapley R² of final pass@1 over the meta rewards, {result['shapley_runs']} runs"
         found.append((title, list(REWARDS), [[f"{share:.3f}" for share in result["shapley"].values()]]))
     return found
+
+
+def _without(head: list[str], name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows without the columns of that name."""
+    kept = [[cell for title, cell in zip(head, row, strict=True) if title != name] for row in rows]
+    return kept[0], kept[1:]
 
 
 def _text(interval: Interval | None) -> str:

@@ -34,18 +34,22 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2328; background: #f6f7f8
 main { max-width: 1100px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.2rem; margin: 40px 0 4px; }
 h3 { font-size: 1rem; margin: 0 0 6px; } p { margin: 4px 0 12px; color: #4a555d; max-width: 75ch; }
-.grid-of { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
+.grid-of { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); }
+.grid-of.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); margin-bottom: 16px; }
 .card { background: #fff; border: 1px solid #dde2e6; border-radius: 8px; padding: 14px; min-width: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0 12px; font-size: .88rem; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
 .scroll { overflow-x: auto; margin: 8px 0 20px; background: #fff; border: 1px solid #dde2e6; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 7px 12px; border-bottom: 1px solid #eceff1; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; } th { color: #4a555d; font-weight: 600; } caption { display: none; }
+th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #eceff1; white-space: nowrap; }
+tr:last-child td { border-bottom: 0; }
+th { color: #4a555d; font-weight: 600; white-space: normal; vertical-align: bottom; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #4a555d; }
 svg .grid { stroke: #e7ebee; } svg .guide { fill: none; stroke: #9aa5ad; stroke-dasharray: 3 4; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 summary { cursor: pointer; font-weight: 600; padding: 8px 0; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 8px 10px; font-size: .88rem; }
+.bars div { display: flex; } .bars i { display: block; height: 18px; align-self: center; }
 .transcript { margin: 0 0 16px; } .transcript .grid-of { margin-top: 10px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .82rem/1.45 ui-monospace, monospace; margin: 4px 0 10px;
   background: #f6f7f8; border-radius: 6px; padding: 8px 10px; }
@@ -138,12 +142,15 @@ def learning_curves(variants: dict[str, list[Run]], colours: dict[str, str], das
             "Accuracy against generated tokens", chart("eval_pass1", "tokens", "tokens, predictions included", "pass@1")
         ),
     ]
+    parts = [f'<h2>Learning</h2>{legend(colours)}<div class="grid-of two">{"".join(cards)}</div>']
     known = any(
         row["eval_reward_length"] is not None for runs in variants.values() for run in runs for row in run.evaluated
     )
-    for name in AWARENESS if known else ():
-        cards.append(card(f"Reward of predictions: {name}", chart(f"eval_reward_{name}", "steps", "step", "reward")))
-    return f'<h2>Learning</h2>{legend(colours)}<div class="grid-of">{"".join(cards)}</div>'
+    if known:
+        charts_of = {name: chart(f"eval_reward_{name}", "steps", "step", "reward") for name in AWARENESS}
+        cards = [card(f"Reward of predictions: {name}", drawn) for name, drawn in charts_of.items()]
+        parts.append(f'<div class="grid-of">{"".join(cards)}</div>')
+    return "".join(parts)
 
 
 def predicted_and_actual(problems: Sequence[dict]) -> list[tuple[float, float, int, int]]:
@@ -201,7 +208,7 @@ def where_tokens_went(variants: dict[str, list[Run]]) -> str:
         useless = share(runs, lambda row: row["tokens_zero_variance"])
         useful = share(runs, lambda row: row["tokens_solution"]) - useless
         bars.append((name, (useful, useless, share(runs, lambda row: row["tokens_meta"]))))
-    chart = charts.stacked_bars(bars, TOKEN_COLOURS, "generated tokens by use")
+    chart = charts.stacked_bars(bars, TOKEN_COLOURS)
     return (
         "<h2>Where the tokens went</h2><p>Generated while training, mean over seeds. Solutions to a problem that come "
         "out all right or all wrong teach nothing.</p>"
@@ -240,7 +247,8 @@ def transcript(problem: dict, gap: float) -> str:
     predicted = "\n".join(render_meta(answer) if answer else "(did not parse)" for answer in read_predictions(problem))
     rate = predicted_pass_rate(read_predictions(problem)) or 0.0
     lengths = [length for length, right in zip(problem["lengths"], problem["correct"], strict=True) if right]
-    right_lengths = f"right ones {min(lengths)} to {max(lengths)} tokens" if lengths else "none right"
+    shortest, longest = (min(lengths), max(lengths)) if lengths else (0, 0)
+    right_lengths = f"{shortest}{f' to {longest}' * (longest > shortest)} tokens when right" if lengths else ""
     solutions = "".join(
         f'<div class="facts">{label}</div><pre class="{kind}">{escape(problem[f"{kind}_solution"])}</pre>'
         for kind, label in (("right", "a right solution"), ("wrong", "a wrong solution"))
