@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from awareness import awareness
+
 # The .975 quantile of Student's t for 1, 2, ... degrees of freedom; beyond these the normal's is near enough.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
@@ -196,6 +198,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
             "difference_equal_tokens": paired(equal[name], equal.get(BASELINE, {})),
             "tokens": float(np.mean([run.costs("tokens")[-1] for run in seeds.values()])),
             "meta_share": _meta_share(seeds),
+            "awareness": last_awareness(list(seeds.values())),
             "cost": {cost: cost_ratio(seeds, baseline, cost) for cost in COSTS} if baseline else {},
         }
     oracle = result["variants"].get(ORACLE, {}).get("cost", {})
@@ -210,6 +213,17 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     result["shapley"] = dict(zip(REWARDS, shares, strict=True)) if shares else None
     result["shapley_runs"] = len(with_meta)
     return result
+
+
+def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The figures of awareness.py of the runs' last evaluations together; None without predictions in them."""
+    problems = [problem for run in runs for row in list(run.evaluations())[-1:] for problem in row["problems"]]
+    if not problems:
+        return None
+    o = runs[0].options
+    thresholds = {name: o[name] for name in ("gate_std", "gate_margin", "cutoff_multiplier", "max_new_tokens")}
+    found = awareness(problems, group=o["samples"], **thresholds)
+    return found if "pass_rate" in found else None
 
 
 def _at_budget(run: Run, tokens: float) -> float:
@@ -291,7 +305,41 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     if result["shapley"]:
         title = f"Shapley R² of final pass@1 over the meta rewards, {result['shapley_runs']} runs"
         found.append((title, list(REWARDS), [[f"{share:.3f}" for share in result["shapley"].values()]]))
-    return found
+    return found + _awareness_tables({name: v["awareness"] for name, v in variants if v["awareness"]})
+
+
+def _awareness_tables(known: dict[str, dict]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """How predictions fit what happens, and what gate and cutoff make of them: a row a variant, of all its seeds."""
+    fit, acted = [], []
+    for name, a in known.items():
+        rate, length, gate, cutoff = a["pass_rate"], a["length"], a["gate"], a["cutoff"]
+        bound, best = gate["oracle"]["same_share"], gate["oracle"]["best_f1"]
+        figures = (
+            rate["correlation"],
+            rate["error"],
+            rate["calibration_error"],
+            rate["brier"],
+            rate["brier_of_a_constant"],
+        )
+        more = (length["in_range"], length["correlation"], length["error_tokens"], a["notion_precision"])
+        fit.append([name, *map(_number, figures + more)])
+        gated = (gate["share"], gate["precision"], bound["precision"], gate["recall"], bound["recall"], best["f1"])
+        lost = 100 * cutoff["right_lost"] / cutoff["cut"] if cutoff["cut"] else None
+        acted.append([name, *map(_number, (*gated, cutoff["share"], cutoff["f1"], lost))])
+    if not known:
+        return []
+    head = ["variant", "correlation", "error", "calibration error", "Brier", "Brier of a constant"]
+    head += ["length in range", "length correlation", "length error", "notion precision"]
+    head_acted = ["variant", "gated", "precision", "oracle's", "recall", "oracle's", "oracle's best F1"]
+    head_acted += ["cut", "cutoff F1", "right in 100 cut"]
+    return [
+        ("Predictions at the last evaluation (pass rate, length, notions), all seeds together", head, fit),
+        ("Gate and cutoff there; the oracle knows true pass rates and skips the same share", head_acted, acted),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _without(head: list[str], name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:

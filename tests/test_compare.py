@@ -85,6 +85,7 @@ def write_run(
     path = folder / variant / f"seed-{seed}"
     path.mkdir(parents=True)
     options = {"algo": algo, "seed": seed, "model": "tiny", "data": "arithmetic", "predictions": meta}
+    options |= {"samples": 4, "gate_std": 0.1, "gate_margin": 0.1, "cutoff_multiplier": 2.0, "max_new_tokens": 96}
     (path / "config.json").write_text(json.dumps(options))
     rows, evaluations = [], []
     for step, (spent, value) in enumerate(zip(tokens, accuracy, strict=True)):
@@ -124,6 +125,26 @@ def test_without_grpo_nothing_is_compared_to_it(tmp_path):
     write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], algo="masa", meta=4)
     result = compare.compare(compare.find_runs([tmp_path]))
     assert not result["baseline"] and "GRPO" not in compare.markdown(result)
+
+
+def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path):
+    """Two problems, one a seed: predicted 1 and 0, right 4 and 1 of 4; the gate skips both and is right once."""
+    for seed, (rate, right) in enumerate([(1.0, 4), (0.0, 1)]):
+        path = write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4], algo="masa", meta=1)
+        prediction = {"pass_rate": rate, "solution_length": 10, "notions": []}
+        rewards = [{"length": 1.0, "difficulty": 1.0, "notion": 0.5}]
+        problem = {"predictions": [prediction], "rewards": rewards, "correct": [1] * right + [0] * (4 - right)}
+        rows = [{"step": 0, "training_s": 0.0, "problems": []}]
+        rows.append(
+            {"step": 1, "training_s": 9.0, "problems": [problem | {"lengths": [10, 9, 8, 25], "tokens_meta": 2}]}
+        )
+        (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = compare.compare(compare.find_runs([tmp_path]))
+    found = result["variants"]["masa"]["awareness"]
+    assert found["problems"] == 2 and found["pass_rate"]["error"] == pytest.approx(0.125)
+    assert (found["gate"]["share"], found["gate"]["precision"], found["gate"]["recall"]) == (1.0, 0.5, 1.0)
+    assert found["cutoff"]["cut"] == 2 and found["cutoff"]["right_lost"] == 1
+    assert "| masa    | 1.000 | 0.500 " in compare.markdown(result) and "50.000" in compare.markdown(result)
 
 
 def test_shapley_is_over_runs_that_predict(tmp_path):

@@ -26,6 +26,8 @@ def hostile_problem() -> dict:
         "answer": HOSTILE,
         "level": 2,
         "predictions": predictions,
+        "rewards": [{"length": 0.0, "difficulty": 0.0, "notion": 0.0}] * 2,
+        "tokens_meta": 3,
         "correct": [1, 0, 0, 0],
         "lengths": [9, 8, 7, 6],
         "right_solution": HOSTILE,
