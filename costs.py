@@ -25,13 +25,17 @@ def flops(parameters: int, tokens_drawn: int, tokens_trained: int, passes: int =
 
 def of_rollouts(attempts: Sequence[Attempt], parameters: int) -> dict[str, int]:
     """What drawing the predictions and solutions cost; tokens_zero_variance: of solutions that taught nothing."""
-    groups = [rollouts for a in attempts for rollouts in (a.solutions, a.meta_rollouts) if rollouts]
-    tokens = sum(len(rollouts[0].prompt_ids) + generated_tokens(rollouts) for rollouts in groups)
+    solutions = [attempt.solutions for attempt in attempts if attempt.solutions]
+    meta = [attempt.meta_rollouts for attempt in attempts if attempt.meta_rollouts]
     useless = [attempt.solutions for attempt in attempts if attempt.solutions and attempt.zero_variance]
+    tokens_solution, tokens_meta = sum(map(generated_tokens, solutions)), sum(map(generated_tokens, meta))
+    tokens_prompt = sum(len(group[0].prompt_ids) for group in solutions + meta)
     return {
-        "rollouts": sum(map(len, groups)),
+        "rollouts": sum(map(len, solutions + meta)),
+        "tokens_solution": tokens_solution,
+        "tokens_meta": tokens_meta,
         "tokens_zero_variance": sum(map(generated_tokens, useless)),
-        "flops": flops(parameters, tokens, 0),
+        "flops": flops(parameters, tokens_prompt + tokens_solution + tokens_meta, 0),
     }
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from attempts import Attempt, generated_tokens
@@ -42,6 +42,38 @@ def transcript(step: int, attempt: Attempt) -> dict:
         "right_solution": shown.get(True),
         "wrong_solution": shown.get(False),
     }
+
+
+def step_figures(attempts: Sequence[Attempt], explored: Collection[tuple[bool, bool, int, int]]) -> dict:
+    """The figures of one step; None where nothing defines them. Each is explained in the README.
+
+    explored: of the last explored problems (would be gated, zero variance, solutions beyond the limit, right of these).
+    """
+    solved = [attempt for attempt in attempts if attempt.solutions]
+    solutions = [rollout for attempt in solved for rollout in attempt.solutions]
+    predictions = [prediction for attempt in attempts for prediction in attempt.predictions]
+    alignments = [rewards for attempt in solved for rewards in attempt.alignments]
+    beyond_limit = sum(beyond for _, _, beyond, _ in explored)
+    return {
+        "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
+        "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
+        "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
+        "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
+        "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
+        "gated_frac": _mean([attempt.gated for attempt in attempts]),
+        "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
+        "gate_precision": _mean([useless for gated, useless, _, _ in explored if gated]),
+        "gate_recall": _mean([gated for gated, useless, _, _ in explored if useless]),
+        "wrongly_cut_frac": sum(r for *_, r in explored) / beyond_limit if beyond_limit else None,
+        "parsed_frac": _mean([prediction is not None for prediction in predictions]),
+        "reward_length": _mean([rewards.length for rewards in alignments]),
+        "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
+        "reward_notion": _mean([rewards.notion for rewards in alignments]),
+    }
+
+
+def _mean(values: list) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 class RunFolder:

@@ -32,8 +32,8 @@ import policy as policies
 import selection
 import tasks
 import verify
-from attempts import Attempt, Sampling, align, generated_tokens, predict, probe, solve
-from journal import RunFolder, checkpoints, live, summary, transcript
+from attempts import Attempt, Sampling, align, predict, probe, solve
+from journal import RunFolder, checkpoints, live, step_figures, summary, transcript
 from options import OptionError, Options, build_parser, preset
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
@@ -266,34 +266,13 @@ class Trainer:
         self.counters.update(costs.of_training(sequences, self.policy.model.num_parameters(), passes))
 
     def metrics(self, attempts: list[Attempt], solved: list[Attempt]) -> dict:
-        """The figures of one step; None where nothing defines them. Each is explained in the README."""
-        solutions = [rollout for attempt in solved for rollout in attempt.solutions]
-        meta = [rollout for attempt in attempts for rollout in attempt.meta_rollouts]
+        """The figures of one step, after adding it to the counters."""
         predictions = [prediction for attempt in attempts for prediction in attempt.predictions]
-        alignments = [rewards for attempt in solved for rewards in attempt.alignments]
-        self.counters["tokens_solution"] += generated_tokens(solutions)
-        self.counters["tokens_meta"] += generated_tokens(meta)
         self.counters.update(costs.of_rollouts(attempts, self.policy.model.num_parameters()))
         self.counters["problems_seen"] += len(attempts)
         self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
         self.explored.extend(self.judgement(a) for a in solved if a.exploring and a.predictions)
-        beyond_limit = sum(beyond for _, _, beyond, _ in self.explored)
-        return {
-            "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
-            "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
-            "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
-            "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
-            "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
-            "gated_frac": _mean([attempt.gated for attempt in attempts]),
-            "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
-            "gate_precision": _mean([useless for gated, useless, _, _ in self.explored if gated]),
-            "gate_recall": _mean([gated for gated, useless, _, _ in self.explored if useless]),
-            "wrongly_cut_frac": sum(r for *_, r in self.explored) / beyond_limit if beyond_limit else None,
-            "parsed_frac": _mean([prediction is not None for prediction in predictions]),
-            "reward_length": _mean([rewards.length for rewards in alignments]),
-            "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
-            "reward_notion": _mean([rewards.notion for rewards in alignments]),
-        }
+        return step_figures(attempts, self.explored)
 
     def judgement(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
         """What gate and cutoff would have done to an explored problem: an entry of `explored`."""
@@ -354,10 +333,6 @@ class Trainer:
 
 def _milliseconds_since(started: float) -> int:
     return round(1000 * (time.monotonic() - started))
-
-
-def _mean(values: list) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
