@@ -100,12 +100,14 @@ def scores(hits: float, chosen: float, wanted: float) -> dict[str, float | None]
 
 
 def oracle_gate(right: ArrayLike, drawn: ArrayLike, group: int, share: float) -> dict[str, Any]:
-    """Expected scores of the oracle: skipping the same share as the gate, and skipping what gives the best F1."""
+    """Expected scores of the oracle: skipping the same share as the gate, what gives the best F1, and every share."""
     skipped, hits = oracle_curve(rate_distribution(right, drawn), group)
+    shares = np.linspace(0.05, 1.0, 20)
     best = int(np.argmax(hits / (skipped + hits[-1]))) if hits[-1] else 0
     return {
         "same_share": scores(np.interp(share, skipped, hits), share, hits[-1]),
         "best_f1": scores(hits[best], skipped[best], hits[-1]) | {"share": float(skipped[best])},
+        "curve": [scores(np.interp(s, skipped, hits), s, hits[-1]) | {"share": float(s)} for s in shares],
     }
 
 

@@ -84,15 +84,17 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str, unit_square: bool = False) -> str:
-    """Curves with their bands. unit_square: both axes from 0 to 1 with the diagonal, as for a reliability curve."""
+def line_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, unit_square: bool = False, diagonal: bool = False
+) -> str:
+    """Curves with their bands. unit_square: both axes from 0 to 1; diagonal: drawn too, as for a reliability curve."""
     lines = [line for line in lines if len(line.x)]
     xs = [x for line in lines for x in line.x] or [0.0, 1.0]
     ys = [y for line in lines for values in (line.y, line.low, line.high) for y in values] or [0.0, 1.0]
     room = 0.05 * ((max(ys) - min(ys)) or 0.1)
     y_range = (0.0, 1.0) if unit_square else (min(ys) - room, max(ys) + room)
     frame = _Frame((0.0, 1.0) if unit_square else (min(xs), max(xs)), y_range, x_label, y_label)
-    if unit_square:
+    if diagonal:
         frame.parts.append(f'<polyline class="guide" points="{frame.path((0, 1), (0, 1))}"/>')
     for line in lines:
         if len(line.low):

@@ -34,7 +34,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2328; background: #f6f7f8
 main { max-width: 1100px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.2rem; margin: 40px 0 4px; }
 h3 { font-size: 1rem; margin: 0 0 6px; } p { margin: 4px 0 12px; color: #4a555d; max-width: 75ch; }
-.grid-of { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); }
+.grid-of { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
 .grid-of.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); margin-bottom: 16px; }
 .card { background: #fff; border: 1px solid #dde2e6; border-radius: 8px; padding: 14px; min-width: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0 12px; font-size: .88rem; }
@@ -43,7 +43,7 @@ h3 { font-size: 1rem; margin: 0 0 6px; } p { margin: 4px 0 12px; color: #4a555d;
 table { border-collapse: collapse; font-size: .86rem; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #eceff1; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
-th { color: #4a555d; font-weight: 600; white-space: normal; vertical-align: bottom; }
+th { color: #4a555d; font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4.6em; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #4a555d; }
 svg .grid { stroke: #e7ebee; } svg .guide { fill: none; stroke: #9aa5ad; stroke-dasharray: 3 4; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -77,6 +77,7 @@ def page(runs: Sequence[Run]) -> str:
         tables(runs),
         learning_curves(variants, colours, dashed),
         predictions(variants, colours),
+        gates(variants, colours),
         where_tokens_went(variants),
         transcripts(variants),
     ]
@@ -193,10 +194,41 @@ def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
             lines.append(
                 Line(title, colour, [p for p, *_ in curve], [a for _, a, _ in curve], dashed=title == "before")
             )
-        chart = charts.line_chart(lines, "predicted pass rate", "actual pass rate", unit_square=True)
+        chart = charts.line_chart(lines, "predicted pass rate", "actual pass rate", unit_square=True, diagonal=True)
         cards.append(card(f"{name}: reliability", chart))
         parts.append(f'<div class="grid-of" style="margin-bottom:16px">{"".join(cards)}</div>')
     return "".join(parts) if len(parts) > 1 else ""
+
+
+def gates(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
+    """Precision against recall of the gate, over all margins, and of the oracle that knows the true pass rates."""
+    cards = []
+    for name, runs in variants.items():
+        found = compare.last_awareness(runs) if runs[0].options["predictions"] else None
+        if not found:
+            continue
+        gate = found["gate"]
+        in_use = [gate] if gate["precision"] is not None and gate["recall"] is not None else []
+        lines = [
+            _precision_recall("oracle", "#9aa5ad", gate["oracle"]["curve"], dashed=True),
+            _precision_recall("any predictions", "#5d6a73", gate["curves"]["all"]),
+            _precision_recall("predictions that agree", colours[name], gate["curves"]["agreeing"]),
+            _precision_recall("in use", "#000000", in_use),
+        ]
+        cards.append(card(name, charts.line_chart(lines, "recall", "precision", unit_square=True)))
+    if not cards:
+        return ""
+    return (
+        "<h2>The gate, and what any gate could do</h2><p>For problems whose solutions come out all right or all wrong, "
+        "at the last evaluation: each point is a margin. Coloured: predictions must agree, as in use (black). Grey: "
+        "they need not. Dashed: an oracle that knows the true pass rates, but not how the draws fall.</p>"
+        f'<div class="grid-of">{"".join(cards)}</div>'
+    )
+
+
+def _precision_recall(name: str, colour: str, points: Sequence[dict], dashed: bool = False) -> Line:
+    known = [point for point in points if point["precision"] is not None and point["recall"] is not None]
+    return Line(name, colour, [p["recall"] for p in known], [p["precision"] for p in known], dashed=dashed)
 
 
 def where_tokens_went(variants: dict[str, list[Run]]) -> str:
@@ -258,7 +290,7 @@ def transcript(problem: dict, gap: float) -> str:
     return (
         f'<div class="card transcript"><span class="gap{small}">off by {gap:.2f}</span>'
         f'<div class="problem">{escape(problem["problem"])}</div>'
-        f'<div class="facts">answer {escape(problem["answer"])}, level {problem["level"]}</div><div class="grid-of">'
+        f'<div class="facts">answer {escape(problem["answer"])}, level {problem["level"]}</div><div class="grid-of two">'
         f"<div><h3>Predicted: {rate:.0%} right</h3><pre>{escape(predicted)}</pre></div>"
         f"<div><h3>Happened: {sum(problem['correct'])} of {len(problem['correct'])} right</h3>"
         f'<div class="facts">{right_lengths}</div>{solutions}</div></div></div>'
