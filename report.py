@@ -290,7 +290,8 @@ def transcript(problem: dict, gap: float) -> str:
     return (
         f'<div class="card transcript"><span class="gap{small}">off by {gap:.2f}</span>'
         f'<div class="problem">{escape(problem["problem"])}</div>'
-        f'<div class="facts">answer {escape(problem["answer"])}, level {problem["level"]}</div><div class="grid-of two">'
+        f'<div class="facts">answer {escape(problem["answer"])}, level {problem["level"]}</div>'
+        '<div class="grid-of two">'
         f"<div><h3>Predicted: {rate:.0%} right</h3><pre>{escape(predicted)}</pre></div>"
         f"<div><h3>Happened: {sum(problem['correct'])} of {len(problem['correct'])} right</h3>"
         f'<div class="facts">{right_lengths}</div>{solutions}</div></div></div>'
