@@ -8,6 +8,7 @@ square of the length, and the optimizer. Evaluations, and the probes of --oracle
 Run `python costs.py` for an example.
 """
 
+import time
 from collections.abc import Sequence
 
 import grpo
@@ -43,6 +44,11 @@ def of_training(sequences: Sequence[grpo.Sequence], parameters: int, passes: int
     """What one pass of training over the sequences cost."""
     tokens = sum(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
     return {"tokens_trained": tokens, "flops": flops(parameters, 0, tokens, passes)}
+
+
+def milliseconds_since(started: float) -> int:
+    """`started`: an earlier time.monotonic()."""
+    return round(1000 * (time.monotonic() - started))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which problems a batch is spent on, and how many solutions each gets: ways beyond a gate, and nothing else.
+"""Which problems a batch is spent on, and how many solutions each gets: ways beside the gate.
 
 A group of solutions teaches through its variance, p(1 - p) at a pass rate p: nothing at 0 and 1, most at one half.
 A prediction of p is cheap, so it can do more than skip:
@@ -12,11 +12,15 @@ exactly what many uncounted solutions show to be all right or all wrong). Run `p
 """
 
 import heapq
+import time
 from collections.abc import Sequence
 
+import costs
 import masa
-from attempts import Attempt
+from attempts import Attempt, probe, solve
 from masa import MetaPrediction
+
+MAX_DRAWS = 10  # --dynamic-sampling gives up after so many batches
 
 
 def predicted_variance(predictions: Sequence[MetaPrediction | None]) -> float:
@@ -69,6 +73,36 @@ def share(attempts: Sequence[Attempt], samples: int) -> None:
     counts = share_out(scores, samples * len(sharing), max(2, samples // 4), 2 * samples)
     for attempt, count in zip(sharing, counts, strict=True):
         attempt.samples = count
+
+
+# ------------------------------------------------------------------------------- to compare with, in the training loop
+
+
+def ask_oracle(trainer, attempts: Sequence[Attempt], step: int, round_: int) -> None:
+    """Gate what is all right or all wrong over --oracle-gate solutions, whose tokens and seconds do not count."""
+    started = time.monotonic()
+    stream = trainer.generator(step, f"oracle {round_}")
+    rates = probe(trainer.policy, attempts, trainer.options.oracle_gate, trainer.how, stream)
+    for attempt, rate in zip(attempts, rates, strict=True):
+        attempt.gated = rate in (0.0, 1.0)
+    trainer.counters["training_ms"] -= costs.milliseconds_since(started)
+
+
+def draw_on(trainer, attempts: list[Attempt], solved: list[Attempt], step: int) -> list[Attempt]:
+    """DAPO's dynamic sampling: the first P problems that vary, drawing until there are so many.
+
+    Adds what it draws to `attempts` and `solved`: its tokens count, whether it teaches or not.
+    """
+    o = trainer.options
+    for draw in range(1, MAX_DRAWS):
+        if sum(not attempt.zero_variance for attempt in solved) >= o.problems:
+            break
+        more = trainer.predict_and_gate(step, step >= o.efficient_from, draw)
+        kept = [attempt for attempt in more if not attempt.gated]
+        solve(trainer.policy, kept, o.samples, trainer.how, trainer.generator(step, f"solve {draw}"))
+        attempts += more
+        solved += kept
+    return [attempt for attempt in solved if not attempt.zero_variance][: o.problems]
 
 
 def main() -> None:

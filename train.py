@@ -32,13 +32,12 @@ import policy as policies
 import selection
 import tasks
 import verify
-from attempts import Attempt, Sampling, align, predict, probe, solve
+from attempts import Attempt, Sampling, align, predict, solve
 from journal import RunFolder, checkpoints, live, step_figures, summary, transcript
 from options import OptionError, Options, build_parser, preset
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
-MAX_DRAWS = 10  # --dynamic-sampling gives up after so many batches
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
 # Cumulative figures, as metrics.jsonl has them.
 COUNTERS = (
@@ -98,7 +97,7 @@ class Trainer:
         # 3. solve, each problem within its limit, and 4. verify
         self.announce("solving")
         solve(self.policy, solved, self.options.samples, self.how, self.generator(step, "solve"))
-        taught = self.draw_on(attempts, solved, step, efficient) if self.options.dynamic_sampling else solved
+        taught = selection.draw_on(self, attempts, solved, step) if self.options.dynamic_sampling else solved
         # 5. align: how well did the predictions fit?
         align(solved)
         # 6. advantages, within each group of solutions and each group of predictions
@@ -128,7 +127,7 @@ class Trainer:
             if choosing:
                 selection.choose(fresh, want)
             if o.oracle_gate:
-                self.ask_oracle(fresh, step, draw * MAX_FILL_ROUNDS + round_)
+                selection.ask_oracle(self, fresh, step, draw * MAX_FILL_ROUNDS + round_)
             attempts += fresh
             want -= sum(not attempt.gated for attempt in fresh)
             if want <= 0:
@@ -136,30 +135,6 @@ class Trainer:
         if efficient and o.share_samples:
             selection.share(attempts, o.samples)
         return attempts
-
-    def ask_oracle(self, fresh: list[Attempt], step: int, round_: int) -> None:
-        """Gate what is all right or all wrong over many solutions, whose tokens and seconds do not count."""
-        started = time.monotonic()
-        stream = self.generator(step, f"oracle {round_}")
-        rates = probe(self.policy, fresh, self.options.oracle_gate, self.how, stream)
-        for attempt, rate in zip(fresh, rates, strict=True):
-            attempt.gated = rate in (0.0, 1.0)
-        self.counters["training_ms"] -= _milliseconds_since(started)
-
-    def draw_on(self, attempts: list[Attempt], solved: list[Attempt], step: int, efficient: bool) -> list[Attempt]:
-        """DAPO's dynamic sampling: the first P problems that vary, drawing until there are so many.
-
-        Adds what it draws to `attempts` and `solved`: its tokens count, whether it teaches or not.
-        """
-        for draw in range(1, MAX_DRAWS):
-            if sum(not attempt.zero_variance for attempt in solved) >= self.options.problems:
-                break
-            more = self.predict_and_gate(step, efficient, draw)
-            kept = [attempt for attempt in more if not attempt.gated]
-            solve(self.policy, kept, self.options.samples, self.how, self.generator(step, f"solve {draw}"))
-            attempts += more
-            solved += kept
-        return [attempt for attempt in solved if not attempt.zero_variance][: self.options.problems]
 
     def decide(self, attempt: Attempt) -> None:
         """Gate, cutoff and hint of one problem, from its predictions (paper section 3.3)."""
@@ -331,10 +306,6 @@ class Trainer:
         return state["step"]
 
 
-def _milliseconds_since(started: float) -> int:
-    return round(1000 * (time.monotonic() - started))
-
-
 def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
     """Options from what the command line gave, over a resumed run's own, over the presets; and the run folder."""
     algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
@@ -396,7 +367,7 @@ def train(options: Options, run: Path) -> list[dict]:
     for step in range(max(last, 0) + 1, options.steps + 1):
         started = time.monotonic()
         figures, attempts = trainer.step(step)
-        trainer.counters["training_ms"] += _milliseconds_since(started)
+        trainer.counters["training_ms"] += costs.milliseconds_since(started)
         log(step, figures, attempts)
         bar.update()
         bar.set_postfix_str(live(folder.rows))

@@ -121,7 +121,7 @@ def test_dynamic_sampling_trains_on_problems_that_vary_alone():
 
 def test_the_oracle_skips_what_its_own_solutions_show(monkeypatch):
     trainer = small_trainer(**GRPO, oracle_gate=8)
-    monkeypatch.setattr("train.probe", lambda policy, attempts, n, how, generator: [0.0, 0.5, 1.0, 1 / n])
+    monkeypatch.setattr("selection.probe", lambda policy, attempts, n, how, generator: [0.0, 0.5, 1.0, 1 / n])
     _, attempts = trainer.step(1)
     assert [attempt.gated for attempt in attempts] == [True, False, True, False]
     assert trainer.counters["rollouts"] == 2 * 4
@@ -130,7 +130,7 @@ def test_the_oracle_skips_what_its_own_solutions_show(monkeypatch):
 def test_what_the_oracle_draws_does_not_count():
     trainer = small_trainer(**GRPO, oracle_gate=6)
     attempts = trainer.next_attempts(3, step=1, explore=0.0)
-    trainer.ask_oracle(attempts, step=1, round_=0)
+    selection.ask_oracle(trainer, attempts, step=1, round_=0)
     assert all(attempt.solutions == [] for attempt in attempts)  # its rollouts are kept apart
     assert trainer.counters["training_ms"] < 0  # taken off what the step as a whole will add
 
