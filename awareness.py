@@ -73,12 +73,13 @@ def zero_variance_chance(right: int, drawn: int, group: int) -> float:
 
 def rate_distribution(right: ArrayLike, drawn: ArrayLike) -> NDArray:
     """Weights (len(GRID),) of the distribution of true pass rates that makes the counts likeliest."""
-    c, n = np.asarray(right, float)[:, None], np.asarray(drawn, float)[:, None]
-    likelihood = GRID**c * (1 - GRID) ** (n - c)  # (problems, grid), up to a factor for each problem
+    pairs, times = np.unique(np.stack([right, drawn], axis=1).astype(float), axis=0, return_counts=True)
+    c, n = pairs[:, :1], pairs[:, 1:]
+    likelihood = GRID**c * (1 - GRID) ** (n - c)  # (different counts, grid), up to a factor for each
     weights = np.full(len(GRID), 1 / len(GRID))
     for _ in range(EM_STEPS):
         posterior = weights * likelihood
-        weights = (posterior / posterior.sum(axis=1, keepdims=True)).mean(axis=0)
+        weights = times @ (posterior / posterior.sum(axis=1, keepdims=True)) / times.sum()
     return weights
 
 

@@ -50,7 +50,7 @@ svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 summary { cursor: pointer; font-weight: 600; padding: 8px 0; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 8px 10px; font-size: .88rem; }
 .bars div { display: flex; } .bars i { display: block; height: 18px; align-self: center; }
-.transcript { margin: 0 0 16px; } .transcript .grid-of { margin-top: 10px; }
+.transcript { margin: 0 0 16px; } .transcript .grid-of { margin: 10px 0 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .82rem/1.45 ui-monospace, monospace; margin: 4px 0 10px;
   background: #f6f7f8; border-radius: 6px; padding: 8px 10px; }
 .problem { font-weight: 600; overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -250,9 +250,12 @@ def where_tokens_went(variants: dict[str, list[Run]]) -> str:
 
 
 def transcripts(variants: dict[str, list[Run]]) -> str:
-    """Problems of the last evaluation of each variant's first seed, the worst mispredictions first."""
+    """Problems of the last evaluation of each variant's first seed, the worst mispredictions first.
+
+    Variants that were trained to predict come first.
+    """
     parts: list[str] = []
-    for name, runs in variants.items():
+    for name, runs in sorted(variants.items(), key=lambda item: not item[1][0].options["predictions"]):
         evaluations = list(runs[0].evaluations())
         problems = evaluations[-1]["problems"] if evaluations else []
         ranked = sorted(
