@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,7 +84,8 @@ class Planned:
         return 0
 
     def finished(self) -> bool:
-        return self.steps_done() == self.options["steps"] and (self.folder / "checkpoints").exists()
+        steps = self.options["steps"]
+        return self.steps_done() == steps and (self.folder / "checkpoints" / f"step-{steps}").exists()
 
     def check(self) -> None:
         """Raise OptionError if the options make no sense, or the folder holds a run that was made with others."""
@@ -134,6 +136,7 @@ def plan(options: argparse.Namespace) -> list[Planned]:
 def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
     """Make the runs, `jobs` at a time, under one bar over all their steps; returns those that failed."""
     waiting = [run for run in runs if not run.finished()]
+    done = {run.folder: run.steps_done() for run in runs}
     bar = tqdm(total=sum(run.options["steps"] for run in runs), unit="step", smoothing=0.02)
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | dict(os.environ)
     running: list[tuple[Planned, subprocess.Popen]] = []
@@ -144,10 +147,14 @@ def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
                 run = waiting.pop(0)
                 run.folder.mkdir(parents=True, exist_ok=True)
                 with open(run.folder / "log.txt", "a") as log:
-                    process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=threads)
+                    # A session of its own: Ctrl-C is for us, and a run is told to end once, by `terminate`.
+                    process = subprocess.Popen(
+                        run.command(), stdout=log, stderr=log, env=threads, start_new_session=True
+                    )
                 running.append((run, process))
             time.sleep(POLL_S)
-            bar.n = sum(run.steps_done() for run in runs)
+            done |= {run.folder: run.steps_done() for run, _ in running}
+            bar.n = sum(done.values())
             bar.set_postfix_str(", ".join(f"{run.variant} seed {run.options['seed']}" for run, _ in running))
             for run, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((run, process))
@@ -199,6 +206,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs too, as Ctrl-C does
     try:
         runs = plan(options)
     except OptionError as error:

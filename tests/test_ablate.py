@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, run_script
@@ -98,3 +99,17 @@ def test_what_is_wrong_is_named_before_anything_runs(sweep, words, message):
     out, _ = sweep
     finished = run_script("ablate.py", "--out", str(out), *words)
     assert finished.status != 0 and message in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_ending_a_sweep_ends_its_runs(tmp_path):
+    words = "--seeds 1 --variants grpo --steps 500".split()
+    process = subprocess.Popen([sys.executable, "ablate.py", *words, "--out", str(tmp_path), "--", *SMALL], cwd=ROOT)
+    metrics = tmp_path / "grpo" / "seed-0" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 1
+    size = metrics.stat().st_size
+    time.sleep(2)
+    assert metrics.stat().st_size == size  # nobody writes any more
