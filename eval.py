@@ -157,9 +157,7 @@ def evaluate(
     before = verify.timeouts()
     attempts = draw("sampling", options.samples, options.predictions, how)
     result: dict[str, Any] = summarize(attempts)
-    shown = [transcript(0, attempt) for attempt in attempts]
-    for row, attempt in zip(shown, attempts, strict=True):
-        row["votes"] = spend.answer_groups(attempt.responses, attempt.problem.kind)
+    shown = [with_votes(attempt) for attempt in attempts]
     result["spending"] = spend.curves(shown, options.cutoff_multiplier, how.max_new_tokens)
     result["vote_at_k"] = {str(p["samples"]): p["accuracy"] for p in result["spending"]["the same for all"]}
     greedy = dataclasses.replace(how, temperature=0.0)
@@ -176,7 +174,13 @@ def evaluate(
     if options.hints:
         hinted = draw("with hints", options.samples, options.predictions, how, hints=True)
         result["pass1_with_hints"] = summarize(hinted)["pass1"]
+        result["spending"]["with hints"] = spend.curve([with_votes(attempt) for attempt in hinted], spend.same_for_all)
     return result | {"verifier_timeouts": verify.timeouts() - before}, shown
+
+
+def with_votes(attempt: Attempt) -> dict:
+    """A problem as evaluations.jsonl has it, with the group of equal answers that each solution belongs to."""
+    return transcript(0, attempt) | {"votes": spend.answer_groups(attempt.responses, attempt.problem.kind)}
 
 
 def table(result: dict) -> str:

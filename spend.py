@@ -92,13 +92,15 @@ def predicted_hopeless(problem: dict) -> bool:
     return masa.should_skip(predictions) and (masa.predicted_pass_rate(predictions) or 0.0) < 0.5
 
 
-def curve(problems: Sequence[dict], plan: Plan, limits: Sequence[int] | None = None) -> list[dict[str, float]]:
+def curve(
+    problems: Sequence[dict], plan: Plan, limits: Sequence[int] | None = None, predicts: bool = True
+) -> list[dict[str, float]]:
     """Accuracy against generated tokens a problem, at 1, 2, 4 ... samples a problem on average.
 
-    With `limits`, or a plan that reads predictions, the tokens of the predictions count.
+    limits: of each problem, in tokens.  predicts: the tokens of the predictions count.
     """
     drawn = len(problems[0]["votes"])
-    overhead = 0 if plan is same_for_all and limits is None else sum(problem["tokens_meta"] for problem in problems)
+    overhead = sum(problem["tokens_meta"] for problem in problems) if predicts else 0
     points = []
     for k in (2**j for j in range(drawn.bit_length())):
         counts = plan(problems, k)
@@ -113,7 +115,7 @@ def curve(problems: Sequence[dict], plan: Plan, limits: Sequence[int] | None = N
 
 def curves(problems: Sequence[dict], multiplier: float, max_new_tokens: int) -> dict[str, list[dict[str, float]]]:
     """The curve of each way to spend, by its name; without predictions there is only one way."""
-    found = {"the same for all": curve(problems, same_for_all)}
+    found = {"the same for all": curve(problems, same_for_all, predicts=False)}
     if any(problem["predictions"] for problem in problems):
         limits = [masa.length_limit(read_predictions(p), multiplier, max_new_tokens) for p in problems]
         found["limit"] = curve(problems, same_for_all, limits)

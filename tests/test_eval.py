@@ -87,7 +87,8 @@ def test_the_command_writes_what_it_prints(tmp_path):
         assert result["problems"] == 6 and result["verifier_timeouts"] == 0
         assert 0 <= result["greedy"] <= 1 and 0 <= result["pass1_with_hints"] <= 1
         assert result["vote_at_k"].keys() == result["pass_at_k"].keys()
-        assert result["spending"]["limit"][0]["tokens"] > 0
+        assert result["spending"]["with hints"][0]["tokens"] > 0
+        assert result["spending"]["with hints"][-1]["samples"] == 4
     rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     for result, row in zip(results, rows, strict=True):
         rates = [sum(problem["correct"]) / len(problem["correct"]) for problem in row["problems"]]
