@@ -1,25 +1,36 @@
 """The policy sampler: how tokens are drawn from a causal language model, in plain PyTorch.
 
-    prefill once -> clone the cache for the n draws -> draw a token for every row -> drop rows that ended -> repeat
+    admit prompts (each computed once) -> draw a token for every row -> ... -> drop rows that ended, admit others
 
-Four things make it fast without an inference server: a prompt goes through the model once however often it is
-drawn from; finished rows leave the batch, so a straggler does not drag the others along; a limit per prompt
-ends a row the moment it is reached; and a batch whose cache would not fit is split. Each rollout has its own
-stream of random numbers, so what it draws does not depend, but for rounding, on what else is in the batch.
+A `_Batch` holds the rows that are being decoded. All rows end at the same column of the cache, whatever their length:
 
-Left out: beam search, repetition penalties, streaming, speculative decoding, and refilling the batch with fresh
-prompts while it runs. Run `python rollout.py` for a worked example.
+    prompt 0, draw 0   . . p p p r r r |          p: prompt   r: response   .: masked
+    prompt 0, draw 1   . . p p p r r r |          | the column that the next token is written to
+    prompt 1, draw 0   p p p p p p p r |          (this row came in later, when another had ended)
+
+so a step writes one column in place, and nothing is copied. Now and then the batch is packed anew: rows that ended
+leave, waiting ones take their place, columns that no row needs any more are cut off, and free ones are added. A
+straggler therefore holds up nobody, a limit pays the moment it is reached, and what does not fit waits its turn. Each
+rollout has random numbers of its own, so what it draws does not depend, but for rounding, on what else is in the
+batch. On CUDA a step is captured as a graph, since launching its kernels one by one takes longer than running them.
+
+Left out: beam search, repetition penalties, streaming, speculative decoding, paged caches. Run `python rollout.py`
+for a worked example; `bench.py` measures what each of these is worth.
 """
 
-from collections.abc import Collection, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicLayer
 
-# Copying a cache to drop rows costs about as much as a decoding step; an eighth of dead rows pays for it.
-COMPACT_SHARE = 1 / 8
+PACK_SHARE = 1 / 4  # of the rows have ended: packing, which costs about two steps, pays
+HEADROOM = {"cpu": 8, "cuda": 128}  # fewest free columns after packing: read in vain, but a new graph is dearer
+CHECK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at which rows have ended: on CUDA the host waits for them
 
 
 @dataclass
@@ -37,21 +48,7 @@ class Rollout:
     finish_reason: str
 
 
-class AutocastCache(DynamicCache):
-    """A cache that keeps keys and values in the precision of autocast, where it is on.
-
-    Rotary embeddings are float32 under autocast and make the keys so; the cache would be twice as large.
-    """
-
-    def update(self, key_states: Tensor, value_states: Tensor, *arguments, **named) -> tuple[Tensor, Tensor]:
-        device = key_states.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
-        return super().update(key_states, value_states, *arguments, **named)
-
-
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model,
     prompts: Sequence[Sequence[int]],
@@ -71,36 +68,32 @@ def sample(
     max_new_tokens.  eos_ids: any of these ends a response and is part of it.  temperature 0 is greedy (its
     log-probs are then those at temperature 1).  top_p: draw from the smallest set of tokens with this mass.
     generator: a CPU generator; the same seed gives the same draws.  max_cache_tokens: rows x longest
-    sequence that may be in the cache at once; more is done in several batches, with the same result.
+    sequence that may be in the cache at once; what does not fit waits until rows have ended.
 
-    Raises ValueError for an empty prompt, an n, max_new_tokens or limit below 1, or a bad temperature or top_p.
+    Raises ValueError for an empty prompt, an n, max_new_tokens or limit below 1, a bad temperature or top_p, or a
+    model that keeps more than keys and values (a state space, say).
     """
     limits = [max_new_tokens] * len(prompts) if limits is None else [min(x, max_new_tokens) for x in limits]
-    _check(prompts, limits, n, max_new_tokens, temperature, top_p)
-    # (P, n, T) one uniform number for each token that may be drawn: row by row, hence independent of the batch
-    uniforms = torch.rand(len(prompts), n, max_new_tokens, generator=generator, dtype=torch.float64)
+    _check(model, prompts, limits, n, max_new_tokens, temperature, top_p)
     was_training = model.training
     model.eval()
-    rollouts: list[list[Rollout]] = [[] for _ in prompts]
-    for indices, draws in _batches([len(prompt) for prompt in prompts], limits, n, max_cache_tokens):
-        batch = _sample_batch(
-            model,
-            [list(prompts[i]) for i in indices],
-            [limits[i] for i in indices],
-            uniforms[indices][:, draws],
-            torch.tensor(sorted(eos_ids)),
-            temperature,
-            top_p,
-        )
-        for k, (response_ids, logprobs, ended) in enumerate(batch):
-            i = indices[k // (draws.stop - draws.start)]
-            capped = "cutoff" if limits[i] < max_new_tokens else "length"
-            rollouts[i].append(Rollout(list(prompts[i]), response_ids, logprobs, "stop" if ended else capped))
+    uniforms = torch.rand(len(prompts) * n, max_new_tokens, generator=generator, dtype=torch.float64)
+    batch = _Batch(model, prompts, limits, n, eos_ids, temperature, top_p, uniforms, max_cache_tokens)
+    while batch.pack():
+        batch.decode()
     model.train(was_training)
+
+    rollouts: list[list[Rollout]] = [[] for _ in prompts]
+    rows = zip(batch.tokens.tolist(), batch.logprobs.tolist(), batch.lengths.tolist(), strict=True)
+    for row, (ids, logprobs, length) in enumerate(rows):
+        i = row // n
+        capped = "cutoff" if limits[i] < max_new_tokens else "length"
+        reason = "stop" if ids[length - 1] in eos_ids else capped
+        rollouts[i].append(Rollout(list(prompts[i]), ids[:length], logprobs[:length], reason))
     return rollouts
 
 
-def _check(prompts, limits, n, max_new_tokens, temperature, top_p) -> None:
+def _check(model, prompts, limits, n, max_new_tokens, temperature, top_p) -> None:
     if len(limits) != len(prompts):
         raise ValueError(f"limits: expected one per prompt ({len(prompts)}), found {len(limits)}")
     if n < 1 or max_new_tokens < 1 or any(limit < 1 for limit in limits):
@@ -109,92 +102,191 @@ def _check(prompts, limits, n, max_new_tokens, temperature, top_p) -> None:
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: the first token cannot be drawn from nothing")
+    if unknown := _layer_kinds(model.config.get_text_config()) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"{type(model).__name__}: layers of the kinds {sorted(unknown)} are not supported")
 
 
-def _batches(lengths: list[int], limits: list[int], n: int, max_cache_tokens: int) -> list[tuple[list[int], slice]]:
-    """Cut P prompts x n draws into (prompt indices, slice of draws) whose caches fit, like lengths together.
+def _layer_kinds(config) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ())
 
-    A single row that is too long is still a batch of its own: nothing is lost, at worst it does not fit.
+
+class _Layer(DynamicLayer):
+    """Keys and values of one layer, (R, heads, W, head size): a step writes one column in place."""
+
+    column: Tensor | None = None  # (1,), shared by all layers; None while prompts are computed
+
+    def update(self, key_states: Tensor, value_states: Tensor, *arguments, **named) -> tuple[Tensor, Tensor]:
+        if self.column is None:
+            # Rotary embeddings are float32 under autocast and make the keys so: the cache would be twice as large.
+            device = key_states.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else key_states.dtype
+            return super().update(key_states.to(dtype), value_states.to(dtype))
+        self.keys.index_copy_(2, self.column, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.column, value_states.to(self.values.dtype))
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int | Tensor:
+        return super().get_seq_length() if self.column is None else self.column
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return super().get_mask_sizes(query_length) if self.column is None else (self.keys.shape[2], 0)
+
+
+class _Batch:
+    """The rows in decoding, R of them in a cache of W columns, and what all P n rollouts have drawn so far.
+
+    `pack` gathers what the rows need from what is kept for all rollouts, `decode` takes steps, `_unpack` puts back.
     """
 
-    def split(indices: list[int], draws: slice) -> list[tuple[list[int], slice]]:
-        count = draws.stop - draws.start
-        longest = max(lengths[i] for i in indices) + max(limits[i] for i in indices)
-        if len(indices) * count * longest <= max_cache_tokens or (len(indices) == 1 and count == 1):
-            return [(indices, draws)]
-        if len(indices) > 1:
-            half = len(indices) // 2
-            return split(indices[:half], draws) + split(indices[half:], draws)
-        middle = draws.start + count // 2
-        return split(indices, slice(draws.start, middle)) + split(indices, slice(middle, draws.stop))
+    def __init__(self, model, prompts, limits, n, eos_ids, temperature, top_p, uniforms, max_cache_tokens) -> None:
+        device, total, longest = model.device, len(prompts) * n, max(limits, default=1)
+        self.model, self.prompts, self.n, self.temperature, self.top_p = model, prompts, n, temperature, top_p
+        self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
+        config = model.config.get_text_config()
+        windows = getattr(config, "sliding_window", None) or "sliding_attention" in _layer_kinds(config)
+        self.plain = config._attn_implementation == "sdpa" and not windows  # else the model makes its masks by itself
 
-    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return split(by_length, slice(0, n)) if lengths else []
+        # Of all rollouts. A row that has ended goes on until it leaves: what it draws lands behind its end, unread.
+        self.uniforms = uniforms.to(device)  # (P n, T)
+        self.start = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(n)  # (P n,)
+        self.limit = torch.tensor(limits, device=device).repeat_interleave(n)  # (P n,)
+        self.tokens = torch.zeros(total, longest + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(total, longest + 1, device=device)
+        self.lengths = torch.zeros(total, dtype=torch.long, device=device)
+        self.max_cache_tokens = max_cache_tokens
+        self.reach = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True) for _ in range(n)]
+        self.waiting = deque(sorted(range(total), key=lambda row: -self.reach[row]))
 
+        # Of the rows in decoding.
+        self.row = torch.zeros(0, dtype=torch.long, device=device)  # (R,) which of the P n rollouts each is
 
-def _sample_batch(
-    model, prompts: list[list[int]], limits: list[int], uniforms: Tensor, eos: Tensor, temperature: float, top_p: float
-) -> list[tuple[list[int], list[float], bool]]:
-    """Decode P prompts x n draws together; returns (response_ids, logprobs, ended by an end token) row by row."""
-    device, n = model.device, uniforms.shape[1]
-    steps, eos = max(limits), eos.to(device)
-    uniforms = uniforms.flatten(0, 1).to(device)  # (R, T) with R = P n
-    limit = torch.tensor(limits, device=device).repeat_interleave(n)  # (R,)
+    def pack(self) -> bool:
+        """Let rows that ended go and waiting ones in, and make room for more columns; False when all is drawn."""
+        row, sources = self.row, []  # of each cache to take rows from: it, its rows, its first and its last column
+        if len(row):
+            self._unpack()
+            keep = (~self.ended).nonzero().squeeze(1)
+            row = row[keep]
+            if len(keep):
+                last = self.width + self.steps
+                sources.append((self.cache, self.real, keep, last - int(self.position[keep].max()), last))
+        if fresh := self._admit(row.tolist()):
+            order = {i: k for k, i in enumerate(dict.fromkeys(r // self.n for r in fresh))}
+            logits, cache, real = _prefill(self.model, [self.prompts[i] for i in order])
+            which = torch.tensor([order[r // self.n] for r in fresh], device=row.device)
+            new = torch.tensor(fresh, device=row.device)
+            token, logprob = _draw(logits[which], self.uniforms[new, 0], self.temperature, self.top_p)
+            self.tokens[new, 0], self.logprobs[new, 0], self.lengths[new] = token, logprob, 1
+            sources.append((cache, real, which, 0, real.shape[2]))
+            row = torch.cat([row, new])
+        self.row = row
+        if sources:
+            self._gather(sources)
+        return bool(sources)
 
-    logits, cache, mask = _prefill(model, prompts)
-    cache.batch_repeat_interleave(n)
-    logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)  # (R, V), (R, L)
+    def _admit(self, alive: list[int]) -> list[int]:
+        """Take as many waiting rows as fit beside those that are alive; one alone is never too long."""
+        if not self.waiting:
+            return []
+        longest = max(self.reach[row] for row in [*alive, self.waiting[0]])
+        room = max(self.max_cache_tokens // longest - len(alive), 0 if alive else 1)
+        return [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
 
-    total = len(limit)
-    tokens = torch.zeros(total, steps, dtype=torch.long, device=device)
-    logprobs = torch.zeros(total, steps, device=device)
-    length = torch.zeros(total, dtype=torch.long, device=device)  # 0 while the row is being drawn
-    stopped = torch.zeros(total, dtype=torch.bool, device=device)
-    rows = torch.arange(total, device=device)  # which of the R rows are still in the batch
+    def _gather(self, sources: list[tuple]) -> None:
+        """The tensors of a step, for the rows now in the batch: their caches joined, all ending at one column."""
+        row = self.row
+        at = self.lengths[row]  # (R,)
+        self.token = self.tokens[row, at - 1]  # (R,) the last one drawn, not in the cache yet
+        self.position = self.start[row] + at - 1  # (R,)
+        self.left = self.limit[row] - at  # (R,) tokens until the limit
+        self.ended = self._is_end(self.token) | (self.left <= 0)  # (R,)
+        self.width, self.steps = max(last - first for *_, first, last in sources), 0
+        free = min(max(HEADROOM[row.device.type], self.width // 8), int(self.left.max()))
+        columns = at[:, None] + torch.arange(free, device=row.device)  # (R, free)
+        self.uniform = self.uniforms[row[:, None], columns.clamp(max=self.uniforms.shape[1] - 1)]
+        self.drawn = torch.zeros_like(columns)
+        self.drawn_logprobs = self.logprobs.new_zeros(columns.shape)
+        self.step = row.new_zeros(1)
+        self.column = row.new_full((1,), self.width)
 
-    for t in range(steps):
-        token, logprob = _draw(logits, uniforms[rows, t], temperature, top_p)  # (rows,), (rows,)
-        tokens[rows, t], logprobs[rows, t] = token, logprob
-        is_end = torch.isin(token, eos)
-        ends_now = (length[rows] == 0) & (is_end | (limit[rows] == t + 1))
-        stopped[rows] |= ends_now & is_end
-        length[rows] = torch.where(ends_now, t + 1, length[rows])
+        def joined(tensors: Iterable[Tensor]) -> Tensor:  # each (rows, heads, columns, size)
+            parts = [t[which, :, first:last] for t, (*_, which, first, last) in zip(tensors, sources, strict=True)]
+            return torch.cat([F.pad(part, (0, 0, self.width - part.shape[2], free)) for part in parts])
 
-        alive = length[rows] == 0
-        n_alive = int(alive.sum())
-        if n_alive == 0:
-            break
-        if n_alive <= (1 - COMPACT_SHARE) * len(rows):
-            keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, token, mask = rows[keep], token[keep], mask[keep]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
+        self.real = joined(real for _, real, *_ in sources)  # (R, 1, W, 1) is it a token, or padding?
+        self.cache = sources[0][0]
+        for k, layer in enumerate(self.cache.layers):  # layer by layer: no second copy of the whole
+            layer.keys = joined(cache.layers[k].keys for cache, *_ in sources)
+            layer.values = joined(cache.layers[k].values for cache, *_ in sources)
+            layer.column = self.column
+
+    def _unpack(self) -> None:
+        """Put what the rows have drawn where it is kept for all rollouts."""
+        columns = self.lengths[self.row][:, None] + torch.arange(self.steps, device=self.row.device)
+        columns = columns.clamp(max=self.tokens.shape[1] - 1)  # (R, steps)
+        self.tokens[self.row[:, None], columns] = self.drawn[:, : self.steps]
+        self.logprobs[self.row[:, None], columns] = self.drawn_logprobs[:, : self.steps]
+        self.lengths[self.row] = self.position + 1 - self.start[self.row]
+
+    def decode(self) -> None:
+        """Draw token after token until so many rows have ended that packing pays, or the columns are used up."""
+        device, take_step = self.row.device.type, self._step
+        free = self.drawn.shape[1]
+        while self.steps < free:
+            if self.steps % CHECK_EVERY[device] == 0 and int(self.ended.sum()) >= PACK_SHARE * len(self.row):
+                return
+            if self.steps == 1 and device == "cuda" and self.plain:
+                take_step = _captured(self._step)
+            take_step()
+            self.steps += 1
+
+    def _step(self) -> None:
+        """Feed the last token of every row to the model, and draw the next. Fixed shapes, no wait for the host."""
+        self.real.index_fill_(2, self.column, True)
+        logits = self.model(
+            input_ids=self.token[:, None],
+            attention_mask=self.real.transpose(2, 3) if self.plain else self.real[:, 0, :, 0],
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
             use_cache=True,
-        ).logits[:, -1]
+        ).logits[:, -1]  # (R, V)
+        uniform = self.uniform.index_select(1, self.step).squeeze(1)
+        token, logprob = _draw(logits, uniform, self.temperature, self.top_p)
+        self.drawn.index_copy_(1, self.step, token[:, None])
+        self.drawn_logprobs.index_copy_(1, self.step, logprob[:, None])
+        self.token.copy_(token)
+        self.position += ~self.ended
+        self.left -= 1
+        self.ended |= self._is_end(token) | (self.left <= 0)
+        self.column += 1
+        self.step += 1
 
-    return [
-        (ids[:end], values[:end], stop)
-        for ids, values, end, stop in zip(
-            tokens.tolist(), logprobs.tolist(), length.tolist(), stopped.tolist(), strict=True
-        )
-    ]
+    def _is_end(self, token: Tensor) -> Tensor:
+        return (token[:, None] == self.eos).any(1)
 
 
-def _prefill(model, prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Run each prompt once: next-token logits (P, V), the cache, and the mask of real tokens (P, L).
+def _captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; the step itself, with a warning, for a model that cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:
+        warnings.warn(f"decoding without a CUDA graph, more slowly: {error}", stacklevel=2)
+        return step
+    return graph.replay
+
+
+def _prefill(model, prompts: list[list[int]]) -> tuple[Tensor, Cache, Tensor]:
+    """Run each prompt once: next-token logits (P, V), the cache, and which columns hold tokens (P, 1, W, 1).
 
     Padding stands on the left, so that the last position is the prompt's last token in every row. Positions
     are explicit, so that a token's position does not count the padding before it.
     """
     longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)  # (P, L)
+    input_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=model.device)  # (P, W)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    cache = AutocastCache(config=model.config)
+    cache = Cache(layer_class_to_replicate=_Layer)
     logits = model(
         input_ids=input_ids,
         attention_mask=mask,
@@ -203,7 +295,7 @@ def _prefill(model, prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Ten
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    return logits, cache, mask
+    return logits, cache, mask.bool()[:, None, :, None]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

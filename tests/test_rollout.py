@@ -143,15 +143,6 @@ def test_top_p_draws_only_from_the_smallest_sufficient_set():
     assert {r.response_ids[0] for r in group} == set(order[:size].tolist())
 
 
-def test_the_cache_has_the_precision_of_autocast():
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        _, cache, _ = rollout_module._prefill(llama(), PROMPTS)
-    assert {layer.keys.dtype for layer in cache.layers} == {torch.bfloat16}
-    assert {layer.values.dtype for layer in cache.layers} == {torch.bfloat16}
-    with torch.no_grad():
-        _, cache, _ = rollout_module._prefill(llama(), PROMPTS)
-    assert {layer.keys.dtype for layer in cache.layers} == {torch.float32}
-
 
 def test_nothing_to_draw_from_is_no_error():
     assert sample(llama(), [], n=3, max_new_tokens=5, eos_ids={1}) == []
