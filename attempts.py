@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 import masa
+import parallel
 from masa import MetaPrediction
 from policy import Policy
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
@@ -71,32 +72,39 @@ class Attempt:
 
 def predict(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
     """Draw n meta-predictions for each problem (paper section 3.1)."""
-    prompts = [policy.encode(masa.meta_prompt(attempt.problem.text, how.max_new_tokens)) for attempt in attempts]
-    groups = _draw(policy, prompts, n, how.max_meta_tokens, None, how, generator)
+    prompts = [policy.encode(masa.meta_prompt(a.problem.text, how.max_new_tokens)) for a in parallel.share(attempts)]
+    groups = parallel.gather(_draw(policy, prompts, n, how.max_meta_tokens, None, how, generator))
     for attempt, rollouts in zip(attempts, groups, strict=True):
         attempt.meta_rollouts = rollouts
         attempt.predictions = [masa.parse_meta(policy.decode(r.response_ids)) for r in rollouts]
 
 
 def solve(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
-    """Draw n solutions to each problem, or attempt.samples, each within the attempt's limit, and verify them."""
-    counts = [attempt.samples or n for attempt in attempts]
+    """Draw n solutions to each problem, or attempt.samples, each within the attempt's limit, and verify them.
+
+    With several processes each solves and verifies its share, and is given what the others found.
+    """
+    mine = parallel.share(attempts)
+    counts = [attempt.samples or n for attempt in mine]
     unit = math.gcd(*counts) or n  # the sampler draws as many for each prompt, so a prompt stands there several times
-    repeated = [attempt for attempt, count in zip(attempts, counts, strict=True) for _ in range(count // unit)]
+    repeated = [attempt for attempt, count in zip(mine, counts, strict=True) for _ in range(count // unit)]
     prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in repeated]
     limits = [attempt.limit or how.max_new_tokens for attempt in repeated]
     groups = iter(_draw(policy, prompts, unit, how.max_new_tokens, limits, how, generator))
-    for attempt, count in zip(attempts, counts, strict=True):
+    for attempt, count in zip(mine, counts, strict=True):
         attempt.solutions = [rollout for _ in range(count // unit) for rollout in next(groups)]
         attempt.responses = [policy.decode(r.response_ids) for r in attempt.solutions]
         truth, kind = attempt.problem.answer, attempt.problem.kind
         attempt.correct = [solution_reward(text, truth, kind) == 1.0 for text in attempt.responses]
+    found = parallel.gather([(attempt.solutions, attempt.responses, attempt.correct) for attempt in mine])
+    for attempt, (solutions, responses, correct) in zip(attempts, found, strict=True):
+        attempt.solutions, attempt.responses, attempt.correct = solutions, responses, correct
 
 
 def _draw(policy, prompts, n, max_new_tokens, limits, how: Sampling, generator) -> list[list[Rollout]]:
     with policy.autocast():
         return sample(
-            policy.model,
+            policy.sampling_model(),
             prompts,
             n=n,
             max_new_tokens=max_new_tokens,

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import benchmarks
 import masa
+import parallel
 import policy as policies
 import spend
 import tasks
@@ -92,7 +93,7 @@ def attempt_all(
     trained in between.  `progress` wraps the iterable of batches.
     """
     attempts = [Attempt(problem) for problem in problems]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + parallel.rank())
     for start in progress(range(0, len(attempts), PROBLEMS_AT_ONCE)):
         batch = attempts[start : start + PROBLEMS_AT_ONCE]
         if predictions:

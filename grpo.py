@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import parallel
+from memory import within_memory
+
 # Logits are made for this many entries at once (256 MiB in float32), and made again in the backward pass. The
 # logits of a whole batch, with a vocabulary of 150,000 words, would be the largest tensor of all by far.
 LOGITS_AT_ONCE = 2**26
@@ -138,7 +141,7 @@ def token_logprobs(model, sequences: list[Sequence], temperature: float = 1.0) -
     Padding stands on the right, where causal attention never looks, so no attention mask is needed; and only
     positions that predict a response token reach the vocabulary.
     """
-    longest = max(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
+    longest = _longest(sequences)
     input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)  # (B, L)
     predicts = torch.zeros(len(sequences), longest, dtype=torch.bool)  # (B, L) is the next token a response token?
     for row, s in enumerate(sequences):
@@ -190,6 +193,30 @@ def micro_batches(sequences: list[Sequence], token_budget: int) -> Iterable[list
         yield batch
 
 
+# What a rank computes when others, of a sharded model, have more micro-batches than it has: nothing, but in step.
+FILLER = [Sequence([0], [0])]
+
+
+def _batches(model, sequences: list[Sequence], token_budget: int) -> list[list[Sequence]]:
+    """The micro-batches of this rank; of a sharded model equally many on all ranks, fillers last."""
+    batches = list(micro_batches(sequences, token_budget))
+    if parallel.is_sharded(model):  # it gathers its weights in every pass: a rank too few passes, and all wait forever
+        batches += [FILLER] * (parallel.largest(len(batches)) - len(batches))
+    return batches
+
+
+def _longest(sequences: list[Sequence]) -> int:
+    return max((len(s.prompt_ids) + len(s.response_ids) for s in sequences), default=0)
+
+
+def _share(sequences: list[Sequence]) -> list[Sequence]:
+    """The sequences whose gradients this rank computes; those of one prompt stay together."""
+    by_prompt: dict[tuple[int, ...], list[Sequence]] = {}
+    for sequence in sequences:
+        by_prompt.setdefault(tuple(sequence.prompt_ids), []).append(sequence)
+    return [sequence for group in parallel.share(list(by_prompt.values())) for sequence in group]
+
+
 def _per_token(values: list[float], sequences: list[Sequence], device) -> Tensor:
     """One value per sequence -> one per response token, flat (N,)."""
     lengths = torch.tensor([len(s.response_ids) for s in sequences])
@@ -198,7 +225,7 @@ def _per_token(values: list[float], sequences: list[Sequence], device) -> Tensor
 
 def _optimizer_step(model, optimizer, max_grad_norm: float) -> tuple[float, bool]:
     """Clip and step; returns the norm before clipping and whether a step was made (never with inf or NaN in it)."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     finite = bool(torch.isfinite(norm))
     if finite:
         optimizer.step()
@@ -206,22 +233,38 @@ def _optimizer_step(model, optimizer, max_grad_norm: float) -> tuple[float, bool
     return float(norm), finite
 
 
-def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of: Callable, settings) -> None:
-    """Gradients of loss_of(logprobs, weights, micro-batch), summed over micro-batches: their sizes do not matter."""
+def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of: Callable, sums, settings) -> None:
+    """Gradients of loss_of(logprobs, weights, micro-batch), summed over micro-batches and ranks: their sizes do not
+    matter. Each rank gives its own sequences. loss_of adds its figures to `sums`, as does this to sums["oom_retries"].
+    """
     weight_of = {id(sequence): weight for sequence, weight in zip(sequences, weights, strict=True)}
-    for batch in micro_batches(sequences, settings.token_budget):
-        logprobs = token_logprobs(model, batch, settings.temperature)  # (N,)
-        weight = _per_token([weight_of[id(s)] for s in batch], batch, logprobs.device)  # (N,)
-        loss_of(logprobs, weight, batch).backward()
+    before = dict(sums)
+
+    def compute(token_budget: int) -> None:
+        sums.update(before)
+        for batch in _batches(model, sequences, token_budget):
+            logprobs = parallel.run(model, token_logprobs, model, batch, settings.temperature)  # (N,)
+            if batch is FILLER:
+                (0 * logprobs.sum()).backward()
+                continue
+            weight = _per_token([weight_of[id(s)] for s in batch], batch, logprobs.device)  # (N,)
+            loss_of(logprobs, weight, batch).backward()
+
+    sums["oom_retries"] += within_memory(model, settings.token_budget, _longest(sequences), compute)
+    parallel.sum_gradients(model)
 
 
-def _store_logprobs(model, sequences: list[Sequence], attribute: str, settings: UpdateSettings) -> None:
-    """Keep the log-probs that `model` gives now as `attribute` of each sequence."""
-    with torch.no_grad():
-        for batch in micro_batches(sequences, settings.token_budget):
-            logprobs = token_logprobs(model, batch, settings.temperature)
+def _store_logprobs(model, sequences: list[Sequence], attribute: str, settings: UpdateSettings) -> int:
+    """Keep the log-probs that `model` gives now as `attribute` of each sequence; returns how often memory ran out."""
+
+    @torch.no_grad()
+    def compute(token_budget: int) -> None:
+        for batch in _batches(model, sequences, token_budget):
+            logprobs = parallel.run(model, token_logprobs, model, batch, settings.temperature)
             for sequence, values in zip(batch, logprobs.split([len(s.response_ids) for s in batch]), strict=True):
                 setattr(sequence, attribute, values)
+
+    return within_memory(model, settings.token_budget, _longest(sequences), compute)
 
 
 def _stored(sequences: list[Sequence], attribute: str) -> Tensor:
@@ -234,22 +277,25 @@ def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings
 
     With a single update the old log-probs are the current ones, detached: the ratio is exactly 1, nothing is
     computed twice. Sequences with advantage 0 cost nothing unless a KL term asks for them, but they count in
-    the denominators. `reference` is the frozen model of the KL term.
+    the denominators. `reference` is the frozen model of the KL term. With several processes each is given all
+    sequences, and computes those of its share of the prompts: denominators and figures are those of all.
 
     Returns the loss, the gradient norm, the mean |log-prob sampled - log-prob in training| (logprob_gap), the
     share of tokens outside the clip range (clip_frac), the mean KL, the number of updates skipped because a
-    gradient was not finite. What is not defined is None.
+    gradient was not finite, and how often memory ran out (oom_retries). What is not defined is None.
+    Raises OutOfMemory.
     """
     use_kl = settings.kl_coef > 0 and reference is not None
-    trained = [s for s in sequences if s.advantage != 0 or use_kl]
-    sums = {"loss": 0.0, "gap": 0.0, "clipped": 0.0, "kl": 0.0, "tokens": 0}
+    mine = _share([s for s in sequences if s.advantage != 0 or use_kl])
+    is_mine = {id(s) for s in mine}
+    sums = {"loss": 0.0, "gap": 0.0, "clipped": 0.0, "kl": 0.0, "tokens": 0, "oom_retries": 0}
     norms: list[float] = []
     skipped = 0
     model.train()
     if use_kl:
-        _store_logprobs(reference, trained, "reference_logprobs", settings)
+        sums["oom_retries"] += _store_logprobs(reference, mine, "reference_logprobs", settings)
     if settings.minibatches > 1:
-        _store_logprobs(model, trained, "old_logprobs", settings)
+        sums["oom_retries"] += _store_logprobs(model, mine, "old_logprobs", settings)
 
     def loss_of(logprobs: Tensor, weight: Tensor, batch: list[Sequence]) -> Tensor:
         advantages = _per_token([s.advantage for s in batch], batch, logprobs.device)
@@ -275,11 +321,13 @@ def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings
         ]
         if not weighted:
             continue
-        _accumulate(model, [s for s, _ in weighted], [w for _, w in weighted], loss_of, settings)
+        own = [(s, w) for s, w in weighted if id(s) in is_mine]
+        _accumulate(model, [s for s, _ in own], [w for _, w in own], loss_of, sums, settings)
         norm, stepped = _optimizer_step(model, optimizer, settings.max_grad_norm)
         norms.append(norm)
         skipped += not stepped
     model.eval()
+    sums = parallel.total(sums)
     tokens = sums["tokens"]
     return {
         "loss": sums["loss"] if tokens else None,
@@ -288,28 +336,31 @@ def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings
         "clip_frac": sums["clipped"] / tokens if tokens else None,
         "kl": sums["kl"] / tokens if tokens and use_kl else None,
         "skipped_updates": skipped,
+        "oom_retries": int(sums["oom_retries"]),
     }
 
 
-def clone(model, optimizer, sequences: list[Sequence], settings: UpdateSettings) -> tuple[float, bool]:
+def clone(model, optimizer, sequences: list[Sequence], settings: UpdateSettings) -> tuple[float, bool, int]:
     """One supervised step on expert trajectories (behaviour cloning, section 3.3).
 
-    Returns the mean negative log-likelihood per token before the step, and whether the step was made.
+    Returns the mean negative log-likelihood per token before the step, whether the step was made, and how often
+    memory ran out. Raises OutOfMemory.
     """
     tokens = sum(len(s.response_ids) for s in sequences)
-    total = 0.0
+    sums = {"loss": 0.0, "oom_retries": 0}
 
     def loss_of(logprobs: Tensor, weight: Tensor, batch: list[Sequence]) -> Tensor:
-        nonlocal total
         loss = -(logprobs * weight).sum()
-        total += float(loss.detach())
+        sums["loss"] += float(loss.detach())
         return loss
 
     model.train()
-    _accumulate(model, sequences, [1 / tokens] * len(sequences), loss_of, settings)
+    mine = parallel.share(sequences)
+    _accumulate(model, mine, [1 / tokens] * len(mine), loss_of, sums, settings)
     _, stepped = _optimizer_step(model, optimizer, settings.max_grad_norm)
     model.eval()
-    return total, stepped
+    sums = parallel.total(sums)
+    return sums["loss"], stepped, int(sums["oom_retries"])
 
 
 def main() -> None:

@@ -5,20 +5,71 @@ rollouts.jsonl (a few whole transcripts a step), evaluations.jsonl (each evaluat
 shows) and checkpoints/step-N (a model directory, and what --resume needs).
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from attempts import Attempt, generated_tokens
 from options import Options
 
 
+class RunError(RuntimeError):
+    """A run cannot go on; the message says why, and what is there to go on from."""
+
+
+@contextlib.contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Raise RunError, naming the folder, if what is written inside fails: disk full, not writable, quota."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch.save say it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"cannot write to {run}: {reason}\n"
+            "Earlier checkpoints are as they were: make room or make it writable, then add --resume."
+        ) from error
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file or a folder before anything relies on it (Windows offers no such call for folders)."""
+    if os.name != "nt":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file aside and put it in place in one move: whoever is killed meanwhile leaves the old one."""
+    aside = path.with_name(f"writing-{path.name}")
+    aside.write_text(text)
+    flush(aside)
+    os.replace(aside, path)
+
+
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The whole lines of a .jsonl file, each a step; a torn line, as a killed run leaves it, is left out."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
 
 
 def transcript(step: int, attempt: Attempt) -> dict:
@@ -76,53 +127,71 @@ def _mean(values: list) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _until(path: Path, last_step: int) -> list[dict]:
+    return [row for row in read_rows(path) if row["step"] <= last_step]
+
+
 class RunFolder:
     """metrics.jsonl and rollouts.jsonl of a run; on resume what lies beyond the checkpoint is dropped."""
 
-    def __init__(self, path: Path, options: Options, last_step: int) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(dataclasses.asdict(options), indent=2) + "\n")
-        self.rows = self._rewind("metrics.jsonl", last_step)
-        self._rewind("rollouts.jsonl", last_step)
-        self._rewind("evaluations.jsonl", last_step)
+    def __init__(self, path: Path, options: Options, last_step: int, writes: bool = True) -> None:
+        """`last_step`: of the checkpoint that the run goes on from, -1 if it starts.  Raises RunError.
+
+        `writes`: of several processes only one does; the others hold the same rows.
+        """
+        self.path, self.writes = path, writes
+        if not writes:
+            self.rows = _until(path / "metrics.jsonl", last_step)
+        else:
+            self._start(options, last_step)
         self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
         self.started = time.monotonic()
 
+    def _start(self, options: Options, last_step: int) -> None:
+        path = self.path
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            replace_text(path / "config.json", json.dumps(dataclasses.asdict(options), indent=2) + "\n")
+            self.rows = self._rewind("metrics.jsonl", last_step)
+            self._rewind("rollouts.jsonl", last_step)
+            self._rewind("evaluations.jsonl", last_step)
+
     def _rewind(self, name: str, last_step: int) -> list[dict]:
         """Keep the whole lines up to `last_step`: a killed run may have left later ones, and a torn one."""
-        kept = []
-        if (self.path / name).exists():
-            for line in (self.path / name).read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if row["step"] <= last_step:
-                    kept.append(row)
-        self._write(name, kept, "w")
+        kept = _until(self.path / name, last_step)
+        replace_text(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         return kept
 
-    def _write(self, name: str, rows: list[dict], mode: str) -> None:
-        with open(self.path / name, mode) as file:
+    def _append(self, name: str, rows: list[dict]) -> None:
+        with open(self.path / name, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())  # before a checkpoint of this step may be there
 
     def log(self, step: int, figures: dict, transcripts: list[dict]) -> None:
-        """Append one step; a figure that is not finite is not defined, hence null."""
+        """Append one step; a figure that is not finite is not defined, hence null.  Raises RunError."""
         wall = round(self.wall_before + time.monotonic() - self.started, 3)
         row = {"step": step, "wall_s": wall} | {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in figures.items()
         }
         self.rows.append(row)
-        self._write("metrics.jsonl", [row], "a")
-        self._write("rollouts.jsonl", transcripts, "a")
+        if not self.writes:
+            return
+        with writing(self.path):
+            self._append("rollouts.jsonl", transcripts)
+            self._append("metrics.jsonl", [row])
 
     def log_evaluation(self, step: int, training_s: float, attempts: Sequence[Attempt]) -> None:
-        """Append an evaluation, problem by problem; training_s: seconds so far without evaluations and probes."""
-        problems = [transcript(step, attempt) for attempt in attempts]
-        row = {"step": step, "training_s": round(training_s, 3), "problems": problems}
-        self._write("evaluations.jsonl", [row], "a")
+        """Append an evaluation, problem by problem.  training_s: seconds so far without evaluations and probes.
+
+        Raises RunError.
+        """
+        if self.writes:
+            problems = [transcript(step, attempt) for attempt in attempts]
+            with writing(self.path):
+                row = {"step": step, "training_s": round(training_s, 3), "problems": problems}
+                self._append("evaluations.jsonl", [row])
 
 
 def live(rows: list[dict]) -> str:

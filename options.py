@@ -58,6 +58,10 @@ class Options:
     out: str = option("", "what to run", "output folder; empty for a new one under runs/")
     resume: bool = option(False, "what to run", "go on from the last checkpoint in --out, with the options found there")
     device: str = option("auto", "what to run", "auto takes CUDA where there is one", ("auto", "cpu", "cuda"))
+    shard: bool = option(False, "what to run", "under torchrun: split weights and optimizer over the devices (FSDP2)")
+    trust_remote_code: bool = option(
+        False, "what to run", "run the Python files that come with the model: they can do all that you can do"
+    )
 
     problems: int = option(16, "rollouts", "problems in a batch (P)")
     samples: int = option(16, "rollouts", "solutions to each problem (G)")
@@ -126,6 +130,9 @@ class Options:
         4, "evaluation and output", "meta-predictions for each of them; also under --algo grpo"
     )
     save_every: int = option(40, "evaluation and output", "steps between checkpoints")
+    keep: int = option(
+        2, "evaluation and output", "checkpoints to keep: should the last be damaged, the one before is used"
+    )
     transcripts: int = option(2, "evaluation and output", "problems whose rollouts are written out at each step")
 
     def __post_init__(self) -> None:
@@ -134,7 +141,7 @@ class Options:
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems", "save_every"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("max_cache_tokens", "eval_samples", "candidates"):
+        for name in ("max_cache_tokens", "eval_samples", "keep", "candidates"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("predictions", "warmup_steps", "eval_predictions", "transcripts", "kl_coef", "meta_weight"):
             self._expect(getattr(self, name) >= 0, name, "at least 0")
@@ -184,6 +191,33 @@ def is_embedded(model: str) -> bool:
         return model == "tiny" or "masa_embedded" in json.loads((Path(model) / "config.json").read_text())
     except (OSError, ValueError):
         return False
+
+
+def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
+    """Options from what the command line gave, over a resumed run's own, over the presets; and the run folder."""
+    algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
+    name = f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}"
+    run = Path(given.get("out") or Path("runs") / name)
+    numbered = [run, *(path for n in range(2, 1000) if (path := run.with_name(f"{run.name}-{n}")).exists())]
+    if given.get("resume"):
+        run = run if given.get("out") else numbered[-1]  # the newest of them
+        if (run / "config.json").is_file():
+            try:
+                found = json.loads((run / "config.json").read_text())
+            except ValueError as error:
+                raise OptionError(
+                    f"{run / 'config.json'}: not JSON ({error}); start again with another --out"
+                ) from error
+            if given.get("algo", found["algo"]) != found["algo"]:
+                raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
+            return Options(**found | given), run
+    elif (run / "metrics.jsonl").exists():
+        if given.get("out"):
+            raise OptionError(
+                f"--out {run}: holds a run already; add --resume to go on with it, or name another folder"
+            )
+        run = run.with_name(f"{run.name}-{len(numbered) + 1}")
+    return Options(**preset(algo, model) | given), run
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ the forward pass runs under bf16 autocast instead.
 """
 
 import contextlib
+import copy
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
+import parallel
 import tiny
 
 
@@ -28,11 +30,15 @@ class PolicyError(ValueError):
 
 @dataclass
 class Policy:
-    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response."""
+    """model: a transformers causal LM on its device, float32.  eos_ids: every token that ends a response.
+
+    unsplit: of a sharded model, a whole copy to sample from.
+    """
 
     model: Any
     tokenizer: Any
     eos_ids: frozenset[int]
+    unsplit: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -66,29 +72,61 @@ class Policy:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def save(self, directory: Path) -> None:
-        """Write a model directory that `load` takes."""
+    def shard(self, device: str, samples: bool) -> None:
+        """Split the model over the ranks and move it to the device; one that samples also as a whole copy (bf16 on
+        CUDA)."""
+        target = torch.device(device)
+        if samples:
+            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+            self.unsplit = copy.deepcopy(self.model).to(target, dtype).requires_grad_(False)
+        parallel.shard(self.model, target)
+
+    @torch.no_grad()
+    def sampling_model(self) -> Any:
+        """The model to sample from: a sharded one is first gathered into its whole copy, which all ranks must do."""
+        if self.unsplit is None:
+            return self.model
+        for copied, parameter in zip(self.unsplit.parameters(), self.model.parameters(), strict=True):
+            copied.copy_(parallel.whole(parameter))
+        return self.unsplit
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights of a sharded model, gathered on rank 0, which all ranks must do; None if it is whole anyway."""
+        return parallel.whole_state(dict(self.model.named_parameters())) if self.unsplit is not None else None
+
+    def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a model directory that `load` takes; of a sharded model with the `weights()` gathered before."""
         disable_progress_bar()  # it would break the bar of the training that saves
-        self.model.save_pretrained(directory)
+        (self.unsplit or self.model).save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)
         enable_progress_bar()
 
 
-def load(name: str, device: str = "auto", gradient_checkpointing: bool = False) -> Policy:
+def load(
+    name: str, device: str = "auto", gradient_checkpointing: bool = False, trust_remote_code: bool = False
+) -> Policy:
     """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda".  Raises PolicyError with what to do about it.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda".  trust_remote_code: run Python files that come with the
+    model.  Weights are read from safetensors or GGUF, never from a pickle, which could run any code.
+    Raises PolicyError with what to do about it.
     """
-    device = _device(device)
+    device = pick_device(device)
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
+    arguments["trust_remote_code"] = trust_remote_code  # False, not absent: then transformers would ask
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
         unpack: dict[str, Any] = (
-            {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
+            {"quantization_config": GgufConfig(dequantize=True)}
+            if "gguf_file" in arguments
+            else {"use_safetensors": True}
         )
         model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it comes with Python files; --trust-remote-code would run them: they can do all that you can do"
         raise PolicyError(
             f"cannot load model {name!r}: {reason}\n"
             "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
@@ -111,7 +149,8 @@ def _switch_off_dropout(model) -> None:
                 setattr(module, attribute, 0.0)
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
+    """ "cpu" or "cuda", as "auto" finds it.  Raises PolicyError if there is no such device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -123,6 +162,12 @@ def _model_arguments(name: str) -> dict[str, Any]:
     """The arguments of from_pretrained; of a directory whose weights are one GGUF file, its name."""
     directory = Path(name)
     gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
+    pickles = [path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")]
+    if pickles and not gguf_files and not list(directory.glob("*.safetensors")):
+        raise PolicyError(
+            f"model {name!r}: {', '.join(pickles)} is a pickle, which can run any code when it is loaded: refused.\n"
+            "Expected .safetensors or .gguf; whoever trusts the file can convert it with save_pretrained."
+        )
     if not gguf_files or (directory / "config.json").exists():
         return {"pretrained_model_name_or_path": name}
     if len(gguf_files) > 1:

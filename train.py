@@ -5,55 +5,45 @@
 `python train.py` trains the embedded policy with MASA-efficient in minutes; `--algo grpo` is the same loop with no
 predictions, `--algo masa` with predictions but no gate, cutoff or experts. Read `Trainer.step` beside the paper.
 
-What a run leaves behind is in `journal.py`, its options are in `options.py`. Left out: several devices, and a
-sampler that runs ahead of the update.
+What a run leaves behind is in `journal.py` and `checkpoint.py`, its options are in `options.py`, and what several
+processes share (`torchrun --nproc-per-node N train.py`) is in `parallel.py`. Left out: a sampler that runs ahead of
+the update.
 """
 
 import dataclasses
-import json
-import os
 import random
-import shutil
+import signal
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import costs
 import eval as evaluation
 import grpo
 import masa
+import memory
+import parallel
 import policy as policies
 import selection
 import tasks
 import verify
 from attempts import Attempt, Sampling, align, predict, solve
-from journal import RunFolder, checkpoints, live, step_figures, summary, transcript
-from options import OptionError, Options, build_parser, preset
+from journal import RunError, RunFolder, checkpoints, live, read_rows, step_figures, summary, transcript
+from options import OptionError, Options, build_parser, resolve_options
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
+MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
 # Cumulative figures, as metrics.jsonl has them.
-COUNTERS = (
-    "tokens_solution",
-    "tokens_meta",
-    "tokens_zero_variance",
-    "tokens_trained",
-    "rollouts",
-    "flops",
-    "problems_seen",
-    "prompts_too_long",
-    "unparsed_predictions",
-    "experts_cloned",
-    "skipped_updates",
-    "verifier_timeouts",
-)
+COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
+prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries verifier_timeouts""".split()
 
 
 class Trainer:
@@ -84,7 +74,7 @@ class Trainer:
         self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
         # Of each explored problem: would be gated, zero variance, solutions beyond its limit, right ones among these
         self.explored: deque[tuple[bool, bool, int, int]] = deque(maxlen=EXPLORED_WINDOW)
-        self.timeouts_before = -verify.timeouts()  # the verifier counts from the start of the process
+        self.timeouts_seen = verify.timeouts()  # the verifier counts from the start of the process
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever waits what is going on
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
@@ -104,11 +94,18 @@ class Trainer:
         sequences = self.sequences(taught)
         # 7. update
         self.announce("updating")
+        skipped = self.counters["skipped_updates"]
         update = self.update(sequences, step)
         self.count_trained(sequences if self.reference else [s for s in sequences if s.advantage])
         # 8. clone the experts
         expert_loss = self.clone_experts(solved) if self.options.experts else None
+        bad = self.counters["skipped_updates"] > skipped
+        self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if bad else 0
         return self.metrics(attempts, solved) | update | {"expert_loss": expert_loss}, attempts
+
+    def before_training(self) -> tuple[dict, list[Attempt]]:
+        """What `step` returns, for step 0: nothing is trained yet."""
+        return self.metrics([], []) | self.update([], 0) | {"expert_loss": None}, []
 
     def predict_and_gate(self, step: int, efficient: bool, draw: int = 0) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
@@ -152,9 +149,9 @@ class Trainer:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
 
     def generator(self, step: int, purpose: str) -> torch.Generator:
-        """A random stream for each step and purpose: a resumed run needs no saved state to go on exactly."""
+        """A random stream for each step, purpose and rank: a resumed run needs no saved state to go on exactly."""
         seed = random.Random(f"{self.options.seed}/{step}/{purpose}").getrandbits(63)
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(seed + parallel.rank())
 
     def next_attempts(self, count: int, step: int, explore: float) -> list[Attempt]:
         """The next problems whose prompt is short enough, each exploring with probability `explore`."""
@@ -207,7 +204,11 @@ class Trainer:
         model, settings = self.policy.model, self.update_settings
         with self.policy.autocast(training=True):
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
-        self.counters["skipped_updates"] += figures.pop("skipped_updates")
+        if figures["oom_retries"]:  # else the next update would run out of memory again
+            smaller = max(1, settings.token_budget // 2)
+            self.update_settings = dataclasses.replace(settings, token_budget=smaller)
+        for name in ("skipped_updates", "oom_retries"):
+            self.counters[name] += figures.pop(name)
         return figures
 
     def clone_experts(self, solved: list[Attempt]) -> float | None:
@@ -228,9 +229,12 @@ class Trainer:
                 for problem, answer in batch
             ]
             with self.policy.autocast(training=True):
-                loss, stepped = grpo.clone(self.policy.model, self.expert_optimizer, sequences, self.update_settings)
+                loss, stepped, retries = grpo.clone(
+                    self.policy.model, self.expert_optimizer, sequences, self.update_settings
+                )
             self.count_trained(sequences)
             self.counters["skipped_updates"] += not stepped
+            self.counters["oom_retries"] += retries
             self.counters["experts_cloned"] += len(batch)
         return loss
 
@@ -267,65 +271,46 @@ class Trainer:
             samples=self.options.eval_samples,
             predictions=self.options.eval_predictions,
             how=self.how,
-            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", leave=False),
+            progress=lambda batches: tqdm(
+                batches, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0
+            ),
         )
         result = evaluation.summarize(attempts)
         return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
 
-    def save(self, run: Path, step: int) -> None:
-        """Write checkpoints/step-N aside, put it in place in one move, then drop the one before."""
-        directory = run / "checkpoints" / f"step-{step}"
-        aside = directory.with_name(f"writing-step-{step}")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.policy.save(aside)
-        state = {
-            "step": step,
-            "drawn": self.drawn,
-            "counters": dict(self.counters),
-            "experts": self.experts,
-            "explored": list(self.explored),
-            "optimizer": self.optimizer.state_dict(),
-            "expert_optimizer": self.expert_optimizer.state_dict(),
-        }
-        torch.save(state, aside / "trainer.pt")
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(aside, directory)
-        for older in checkpoints(run)[:-1]:
-            shutil.rmtree(older)
+    def check_health(self, step: int) -> None:
+        """Raise RunError if training cannot recover: before a checkpoint is written over a good one."""
+        parts = [parallel.part(parameter) for parameter in self.policy.model.parameters()]
+        finite = not parallel.largest(not all(bool(part.isfinite().all()) for part in parts))
+        if finite and self.counters["bad_steps_in_a_row"] < MAX_BAD_STEPS:
+            return
+        what = f"the gradient was not finite {MAX_BAD_STEPS} times in a row" if finite else "a weight is not finite"
+        raise RunError(
+            f"step {step}: {what}. The last checkpoint is a good one: resume it with a lower --lr (or --expert-lr), "
+            "a lower --max-grad-norm or a longer --warmup-steps; a reward or a log-prob may also be at fault."
+        )
 
-    def restore(self, checkpoint: Path) -> int:
-        """Take up the state that `save` wrote (the policy is loaded already); returns its step."""
-        state = torch.load(checkpoint / "trainer.pt", map_location=self.policy.device, weights_only=True)
-        self.drawn = state["drawn"]
-        self.counters = Counter(state["counters"])
-        self.timeouts_before = self.counters["verifier_timeouts"] - verify.timeouts()
-        self.experts = [tuple(pair) for pair in state["experts"]]
-        self.explored.extend(tuple(pair) for pair in state["explored"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.expert_optimizer.load_state_dict(state["expert_optimizer"])
-        return state["step"]
+    def count_timeouts(self) -> None:
+        """Add what the verifier has given up on since the last call."""
+        before, self.timeouts_seen = self.timeouts_seen, verify.timeouts()
+        self.counters["verifier_timeouts"] += int(parallel.total({"new": self.timeouts_seen - before})["new"])
 
 
-def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
-    """Options from what the command line gave, over a resumed run's own, over the presets; and the run folder."""
-    algo, model = given.get("algo", "masa-efficient"), given.get("model", "tiny")
-    name = f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}"
-    run = Path(given.get("out") or Path("runs") / name)
-    numbered = [run, *(path for n in range(2, 1000) if (path := run.with_name(f"{run.name}-{n}")).exists())]
-    if given.get("resume"):
-        run = run if given.get("out") else numbered[-1]  # the newest of them
-        if (run / "config.json").is_file():
-            found = json.loads((run / "config.json").read_text())
-            if given.get("algo", found["algo"]) != found["algo"]:
-                raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
-            return Options(**found | given), run
-    elif (run / "metrics.jsonl").exists():
-        if given.get("out"):
-            raise OptionError(
-                f"--out {run}: holds a run already; add --resume to go on with it, or name another folder"
-            )
-        run = run.with_name(f"{run.name}-{len(numbered) + 1}")
-    return Options(**preset(algo, model) | given), run
+def load_policy(name: str, options: Options, samples: bool = True) -> policies.Policy:
+    """A policy on its device, or split over those of all ranks; `samples`: it will.  Raises PolicyError."""
+    if options.shard and parallel.world() == 1:
+        raise OptionError("--shard splits a model over several processes: torchrun --nproc-per-node N train.py --shard")
+    device = policies.pick_device(options.device)
+    policy = policies.load(
+        name, "cpu" if options.shard else device, options.gradient_checkpointing, options.trust_remote_code
+    )
+    try:
+        grpo.check_head(policy.model)
+    except ValueError as error:
+        raise policies.PolicyError(f"model {name!r}: {error}") from error
+    if options.shard:
+        policy.shard(device, samples)
+    return policy
 
 
 def train(options: Options, run: Path) -> list[dict]:
@@ -333,20 +318,22 @@ def train(options: Options, run: Path) -> list[dict]:
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
     for reason, count in source.skipped.items():
         print(f"{options.data}: {count} problems left out ({reason})")
-    found = checkpoints(run) if options.resume else []
+    found = checkpoint.last_whole(run, read_rows(run / "metrics.jsonl")) if options.resume else None
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
-    model = str(found[-1]) if found else options.model
-    policy = policies.load(model, options.device, options.gradient_checkpointing)
-    try:
-        grpo.check_head(policy.model)
-    except ValueError as error:
-        raise policies.PolicyError(f"model {model!r}: {error}") from error
+    model = str(found or options.model)
+    policy = load_policy(model, options)
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
-    reference = policies.load(options.model, options.device) if options.kl_coef > 0 else None
+    reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
     trainer = Trainer(options, policy, source, reference)
-    last = trainer.restore(found[-1]) if found else -1
-    folder = RunFolder(run, options, last)
+    last = checkpoint.restore(trainer, found) if found else -1
+    if policy.device.type == "cuda":
+        capacity = torch.cuda.get_device_properties(policy.device).total_memory
+        print(memory.report(memory.shape_of(policy.model), options, capacity, parallel.world()))
+    first = parallel.rank() == 0  # it logs and saves
+    folder = RunFolder(run, options, last, writes=first)
+    if first:
+        checkpoint.tidy(run, last, options.keep)
 
     not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
 
@@ -355,34 +342,48 @@ def train(options: Options, run: Path) -> list[dict]:
         if step % options.eval_every == 0 or step == options.steps:
             evaluated, held_out = trainer.evaluate()
             folder.log_evaluation(step, trainer.counters["training_ms"] / 1000, held_out)
-        trainer.counters["verifier_timeouts"] = trainer.timeouts_before + verify.timeouts()
+        trainer.count_timeouts()
         counters = {name: trainer.counters[name] for name in COUNTERS}
         shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
         folder.log(step, figures | counters | evaluated, shown)
 
-    bar = tqdm(total=options.steps, initial=max(last, 0), unit="step")
+    bar = tqdm(total=options.steps, initial=max(last, 0), unit="step", disable=not first)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
-    if last < 0:
-        log(0, trainer.metrics([], []) | trainer.update([], 0) | {"expert_loss": None}, [])
-    for step in range(max(last, 0) + 1, options.steps + 1):
-        started = time.monotonic()
-        figures, attempts = trainer.step(step)
-        trainer.counters["training_ms"] += costs.milliseconds_since(started)
-        log(step, figures, attempts)
-        bar.update()
-        bar.set_postfix_str(live(folder.rows))
-        if step % options.save_every == 0 or step == options.steps:
-            trainer.save(run, step)
+    with checkpoint.StopRequest() as stop:
+        for step in range(last + 1, options.steps + 1):
+            started = time.monotonic()
+            figures, attempts = trainer.step(step) if step else trainer.before_training()
+            trainer.counters["training_ms"] += costs.milliseconds_since(started)
+            log(step, figures, attempts)
+            bar.update(min(step, 1))
+            bar.set_postfix_str(live(folder.rows))
+            trainer.check_health(step)
+            stopping = parallel.largest(stop.number)
+            if (step and step % options.save_every == 0) or step == options.steps or stopping:
+                checkpoint.save(trainer, run, folder.rows[-1])
+            if stopping and step < options.steps:
+                name = signal.Signals(stopping).name
+                raise checkpoint.Stopped(stopping, f"ended by {name} after step {step} of {options.steps}")
     bar.close()
     return folder.rows
 
 
 def main() -> None:
     try:
-        options, run = resolve_options(vars(build_parser().parse_args()))
+        given = vars(build_parser().parse_args())
+        parallel.start(policies.pick_device(given.get("device", "auto")))
+        options, run = resolve_options(given)
+        parallel.wait()  # all have looked for the folder before one of them makes it
         print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")
         rows = train(options, run)
-    except (OptionError, policies.PolicyError, tasks.ProblemError) as error:
+        parallel.end()
+    except checkpoint.Stopped as stop:
+        print(f"\n{stop}; to go on: python train.py --resume --out {run}")
+        sys.exit(128 + stop.number)
+    except KeyboardInterrupt:
+        print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (OptionError, RunError, memory.OutOfMemory, policies.PolicyError, tasks.ProblemError) as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 

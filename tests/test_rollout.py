@@ -7,7 +7,6 @@ import pytest
 import torch
 from models import BOTH, llama
 
-import rollout as rollout_module
 from rollout import Rollout, sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [30, 3, 3, 20], [2, 2]]
@@ -141,7 +140,6 @@ def test_top_p_draws_only_from_the_smallest_sufficient_set():
     size = int((ranked.cumsum(0) < 0.6).sum()) + 1  # the first tokens that together reach 0.6
     (group,) = sample(model, [[5, 6]], n=3000, max_new_tokens=1, eos_ids=set(), top_p=0.6, generator=seeded())
     assert {r.response_ids[0] for r in group} == set(order[:size].tolist())
-
 
 
 def test_nothing_to_draw_from_is_no_error():
