@@ -38,7 +38,7 @@ h3 { font-size: 1rem; margin: 0 0 6px; } p { margin: 4px 0 12px; color: #4a555d;
 .grid-of.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); margin-bottom: 16px; }
 .card { background: #fff; border: 1px solid #dde2e6; border-radius: 8px; padding: 14px; min-width: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0 12px; font-size: .88rem; }
-.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
+.legend i { display: inline-block; width: 16px; height: 12px; border-radius: 3px; margin-right: 6px; }
 .scroll { overflow-x: auto; margin: 8px 0 20px; background: #fff; border: 1px solid #dde2e6; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #eceff1; white-space: nowrap; }
@@ -98,9 +98,14 @@ def tables(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def legend(colours: dict[str, str]) -> str:
-    chips = (f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in colours.items())
-    return f'<div class="legend">{"".join(chips)}</div>'
+def legend(colours: dict[str, str], dashed: dict[str, bool] | None = None) -> str:
+    """A chip of colour for each name, striped where its line is dashed."""
+
+    def chip(name: str, colour: str) -> str:
+        stripes = f"repeating-linear-gradient(90deg, {colour} 0 4px, #fff 4px 6px)"
+        return f'<span><i style="background:{stripes if dashed and dashed[name] else colour}"></i>{escape(name)}</span>'
+
+    return f'<div class="legend">{"".join(chip(name, colour) for name, colour in colours.items())}</div>'
 
 
 def card(title: str, body: str) -> str:
@@ -143,7 +148,7 @@ def learning_curves(variants: dict[str, list[Run]], colours: dict[str, str], das
             "Accuracy against generated tokens", chart("eval_pass1", "tokens", "tokens, predictions included", "pass@1")
         ),
     ]
-    parts = [f'<h2>Learning</h2>{legend(colours)}<div class="grid-of two">{"".join(cards)}</div>']
+    parts = [f'<h2>Learning</h2>{legend(colours, dashed)}<div class="grid-of two">{"".join(cards)}</div>']
     known = any(
         row["eval_reward_length"] is not None for runs in variants.values() for run in runs for row in run.evaluated
     )
