@@ -2,7 +2,8 @@
 
     mean_interval       mean and 95% interval over seeds (Student's t)
     paired              the same for differences to GRPO, seed by seed: the same problems, the same start
-    cost_to_hold        tokens, rollouts, operations or seconds until a variant first *holds* GRPO's final pass@1
+    cost_to_hold        tokens, rollouts, operations or seconds until a variant first *holds* GRPO's final pass@1,
+                        the mean of GRPO's last three evaluations: one alone is too noisy a target
     shapley_r2          how much of the final accuracy each meta reward explains
 
 A run holds a target from the first evaluation that reaches it and from which on the mean of all evaluations, that one
@@ -32,6 +33,7 @@ T_QUANTILES = (
 )
 NORMAL_QUANTILE = 1.960
 COSTS = ("tokens", "rollouts", "flops", "seconds")
+FINAL_EVALUATIONS = 3  # whose mean is GRPO's final pass@1, as a target
 BASELINE, ORACLE = "grpo", "oracle-gate"
 REWARDS = ("length", "difficulty", "notion")
 
@@ -66,8 +68,9 @@ def paired(values: dict[int, float], baseline: dict[int, float]) -> Interval | N
 
 def cost_to_hold(costs: Sequence[float], values: Sequence[float], target: float) -> float | None:
     """The cost at which `values`, one for each evaluation, first hold `target` (see above); None if they never do."""
+    target -= 1e-9  # a mean of equal values may come out above them, by rounding
     for t, value in enumerate(values):
-        if value >= target and np.mean(values[t:]) >= target - 1e-12:
+        if value >= target and np.mean(values[t:]) >= target:
             if t == 0 or values[t - 1] >= target:
                 return float(costs[t])
             share = (target - values[t - 1]) / (value - values[t - 1])
@@ -246,7 +249,8 @@ def cost_ratio(seeds: dict[int, Run], baseline: dict[int, Run], cost: str) -> di
     shared = [seed for seed in seeds if seed in baseline and seeds[seed].costs(cost) and baseline[seed].costs(cost)]
     logs, held = [], 0
     for seed in shared:
-        target, grpo, run = baseline[seed].accuracy[-1], baseline[seed], seeds[seed]
+        grpo, run = baseline[seed], seeds[seed]
+        target = float(np.mean(grpo.accuracy[-FINAL_EVALUATIONS:]))
         ours = cost_to_hold(run.costs(cost), run.accuracy, target)
         theirs = cost_to_hold(grpo.costs(cost), grpo.accuracy, target)
         held += ours is not None
