@@ -6,6 +6,7 @@ An `Attempt` collects all of it for one problem; the functions fill in attempts,
 is fastest on a large batch. Which attempts are gated or limited is decided in `train.py`, in the open.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,14 +36,16 @@ class Sampling:
 class Attempt:
     """What is known of one problem: M predictions, and G solutions with their verdicts.
 
-    gated: the problem is not solved.  limit: response tokens a solution may have.  exploring: neither gated nor
-    cut, so that gate and cutoff can be judged on it.  The lists of solutions are empty until it is solved.
+    gated: the problem is not solved.  limit: response tokens a solution may have.  samples: solutions to draw; None
+    for as many as the others.  exploring: neither gated nor cut, so that gate and cutoff can be judged on it.
+    The lists of solutions are empty until it is solved.
     """
 
     problem: Problem
     exploring: bool = False
     gated: bool = False
     limit: int | None = None
+    samples: int | None = None
     meta_rollouts: list[Rollout] = field(default_factory=list)
     predictions: list[MetaPrediction | None] = field(default_factory=list)
     hint: tuple[str, ...] = ()
@@ -77,18 +80,22 @@ def predict(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, 
 
 
 def solve(policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator) -> None:
-    """Draw n solutions to each problem, each within the attempt's limit, and verify them.
+    """Draw n solutions to each problem, or attempt.samples, each within the attempt's limit, and verify them.
 
     With several processes each solves and verifies its share, and is given what the others found.
     """
     mine = parallel.share(attempts)
-    prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in mine]
-    limits = [attempt.limit or how.max_new_tokens for attempt in mine]
-    groups = _draw(policy, prompts, n, how.max_new_tokens, limits, how, generator)
-    for attempt, rollouts in zip(mine, groups, strict=True):
-        attempt.solutions = rollouts
-        attempt.responses = [policy.decode(r.response_ids) for r in rollouts]
-        attempt.correct = [solution_reward(text, attempt.problem.answer) == 1.0 for text in attempt.responses]
+    counts = [attempt.samples or n for attempt in mine]
+    unit = math.gcd(*counts) or n  # the sampler draws as many for each prompt, so a prompt stands there several times
+    repeated = [attempt for attempt, count in zip(mine, counts, strict=True) for _ in range(count // unit)]
+    prompts = [policy.encode(masa.solution_prompt(attempt.problem.text, attempt.hint)) for attempt in repeated]
+    limits = [attempt.limit or how.max_new_tokens for attempt in repeated]
+    groups = iter(_draw(policy, prompts, unit, how.max_new_tokens, limits, how, generator))
+    for attempt, count in zip(mine, counts, strict=True):
+        attempt.solutions = [rollout for _ in range(count // unit) for rollout in next(groups)]
+        attempt.responses = [policy.decode(r.response_ids) for r in attempt.solutions]
+        truth, kind = attempt.problem.answer, attempt.problem.kind
+        attempt.correct = [solution_reward(text, truth, kind) == 1.0 for text in attempt.responses]
     found = parallel.gather([(attempt.solutions, attempt.responses, attempt.correct) for attempt in mine])
     for attempt, (solutions, responses, correct) in zip(attempts, found, strict=True):
         attempt.solutions, attempt.responses, attempt.correct = solutions, responses, correct
@@ -123,6 +130,15 @@ def align(attempts: Sequence[Attempt]) -> None:
             )
             for prediction in attempt.predictions
         ]
+
+
+def probe(
+    policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator
+) -> list[float]:
+    """The pass rate of each problem over n solutions that nobody keeps: what an oracle knows of it."""
+    asides = [Attempt(attempt.problem) for attempt in attempts]
+    solve(policy, asides, n, how, generator)
+    return [aside.pass_rate for aside in asides]
 
 
 def generated_tokens(rollouts: Sequence[Rollout]) -> int:

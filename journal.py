@@ -1,7 +1,8 @@
 """What a run leaves behind, and what a person sees of it.
 
 A run folder holds config.json (every option), metrics.jsonl (one object a step, each name explained in the README),
-rollouts.jsonl (a few whole transcripts a step) and checkpoints/step-N (a model directory, and what --resume needs).
+rollouts.jsonl (a few whole transcripts a step), evaluations.jsonl (each evaluation, problem by problem: what report.py
+shows) and checkpoints/step-N (a model directory, and what --resume needs).
 """
 
 import contextlib
@@ -10,12 +11,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from attempts import Attempt
+from attempts import Attempt, generated_tokens
 from options import Options
 
 
@@ -86,10 +87,44 @@ def transcript(step: int, attempt: Attempt) -> dict:
         "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
         "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
         "pass_rate": attempt.pass_rate if attempt.correct else None,
+        "correct": [int(right) for right in attempt.correct],
         "lengths": [len(rollout.response_ids) for rollout in attempt.solutions],
+        "tokens_meta": generated_tokens(attempt.meta_rollouts),
         "right_solution": shown.get(True),
         "wrong_solution": shown.get(False),
     }
+
+
+def step_figures(attempts: Sequence[Attempt], explored: Collection[tuple[bool, bool, int, int]]) -> dict:
+    """The figures of one step; None where nothing defines them. Each is explained in the README.
+
+    explored: of the last explored problems (would be gated, zero variance, solutions beyond the limit, right of these).
+    """
+    solved = [attempt for attempt in attempts if attempt.solutions]
+    solutions = [rollout for attempt in solved for rollout in attempt.solutions]
+    predictions = [prediction for attempt in attempts for prediction in attempt.predictions]
+    alignments = [rewards for attempt in solved for rewards in attempt.alignments]
+    beyond_limit = sum(beyond for _, _, beyond, _ in explored)
+    return {
+        "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
+        "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
+        "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
+        "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
+        "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
+        "gated_frac": _mean([attempt.gated for attempt in attempts]),
+        "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
+        "gate_precision": _mean([useless for gated, useless, _, _ in explored if gated]),
+        "gate_recall": _mean([gated for gated, useless, _, _ in explored if useless]),
+        "wrongly_cut_frac": sum(r for *_, r in explored) / beyond_limit if beyond_limit else None,
+        "parsed_frac": _mean([prediction is not None for prediction in predictions]),
+        "reward_length": _mean([rewards.length for rewards in alignments]),
+        "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
+        "reward_notion": _mean([rewards.notion for rewards in alignments]),
+    }
+
+
+def _mean(values: list) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _until(path: Path, last_step: int) -> list[dict]:
@@ -119,6 +154,7 @@ class RunFolder:
             replace_text(path / "config.json", json.dumps(dataclasses.asdict(options), indent=2) + "\n")
             self.rows = self._rewind("metrics.jsonl", last_step)
             self._rewind("rollouts.jsonl", last_step)
+            self._rewind("evaluations.jsonl", last_step)
 
     def _rewind(self, name: str, last_step: int) -> list[dict]:
         """Keep the whole lines up to `last_step`: a killed run may have left later ones, and a torn one."""
@@ -145,6 +181,17 @@ class RunFolder:
         with writing(self.path):
             self._append("rollouts.jsonl", transcripts)
             self._append("metrics.jsonl", [row])
+
+    def log_evaluation(self, step: int, training_s: float, attempts: Sequence[Attempt]) -> None:
+        """Append an evaluation, problem by problem.  training_s: seconds so far without evaluations and probes.
+
+        Raises RunError.
+        """
+        if self.writes:
+            problems = [transcript(step, attempt) for attempt in attempts]
+            with writing(self.path):
+                row = {"step": step, "training_s": round(training_s, 3), "problems": problems}
+                self._append("evaluations.jsonl", [row])
 
 
 def live(rows: list[dict]) -> str:

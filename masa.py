@@ -130,6 +130,12 @@ def _parsed(predictions: Sequence[MetaPrediction | None]) -> list[MetaPrediction
     return parsed if 2 * len(parsed) >= len(predictions) else []
 
 
+def predicted_pass_rate(predictions: Sequence[MetaPrediction | None]) -> float | None:
+    """The mean predicted pass rate, a fraction; None when fewer than half of the predictions parsed."""
+    parsed = _parsed(predictions)
+    return fmean(prediction.pass_rate for prediction in parsed) if parsed else None
+
+
 def should_skip(predictions: Sequence[MetaPrediction | None], std_threshold: float = 0.1, margin: float = 0.1) -> bool:
     """Predictive gating: is the problem predicted to be all-right or all-wrong, hence without advantage?
 

@@ -111,6 +111,21 @@ class Options:
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
     hints: bool = option(False, "MASA-efficient", "tell the solver the predicted notions")
 
+    select: str = option(
+        "in-order",
+        "beyond the paper",
+        "solve the next problems, or those of largest p(1-p)",
+        ("in-order", "informative"),
+    )
+    candidates: int = option(3, "beyond the paper", "--select informative: problems predicted for each that is solved")
+    share_samples: bool = option(False, "beyond the paper", "share a batch's solutions out by predicted p(1-p)")
+    dynamic_sampling: bool = option(
+        False, "to compare with", "DAPO: draw on until P problems are neither all right nor all wrong"
+    )
+    oracle_gate: int = option(
+        0, "to compare with", "skip what so many uncounted solutions show to be all right or all wrong; 0 for off"
+    )
+
     eval_every: int = option(40, "evaluation and output", "steps between evaluations on held-out problems")
     eval_problems: int = option(96, "evaluation and output", "held-out problems")
     eval_samples: int = option(16, "evaluation and output", "solutions to each of them")
@@ -129,10 +144,11 @@ class Options:
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems", "save_every"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("max_cache_tokens", "eval_samples", "keep"):
+        for name in ("max_cache_tokens", "eval_samples", "keep", "candidates"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("predictions", "warmup_steps", "eval_predictions", "transcripts", "kl_coef", "meta_weight"):
             self._expect(getattr(self, name) >= 0, name, "at least 0")
+        self._expect(self.oracle_gate >= 0, "oracle_gate", "at least 0")
         for name in ("weight_decay", "clip_low", "clip_high", "gate_std", "gate_margin", "efficient_from"):
             self._expect(getattr(self, name) >= 0, name, "at least 0")
         for name in ("max_grad_norm", "cutoff_multiplier"):
@@ -146,6 +162,9 @@ class Options:
         for name in ("gate", "cutoff", "experts", "hints"):
             if getattr(self, name) and self.predictions == 0:
                 raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
+        for flag, is_on in (("select informative", self.select != "in-order"), ("share-samples", self.share_samples)):
+            if is_on and self.predictions == 0:
+                raise OptionError(f"--{flag} needs --predictions above 0: there is nothing to go by")
         for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
             self._expect(not choices or getattr(self, name) in choices, name, f"one of {choices}")
         self._expect(all(x.strip().isdecimal() for x in self.levels.split(",") if x), "levels", "numbers such as 1,2,3")

@@ -26,14 +26,52 @@ __all__ = [
     "extract_answer",
     "length_reward",
     "notion_reward",
+    "same_answer",
     "solution_reward",
 ]
 
 
-def solution_reward(response: str, truth: str) -> float:
-    """1.0 if the boxed answer of `response` equals `truth` mathematically, else 0.0 (no box, no reward)."""
+def solution_reward(response: str, truth: str, kind: str = "free") -> float:
+    """1.0 if the boxed answer of `response` equals `truth`, else 0.0 (no box, no reward); `kind`: see same_answer."""
     answer = extract_answer(response)
-    return float(answer is not None and answers_match(answer, truth))
+    return float(answer is not None and same_answer(answer, truth, kind))
+
+
+# What stands for each verdict in answers of the kind "truth", lower case.
+VERDICTS = {
+    "true": ("true", "yes", "t"),
+    "false": ("false", "no", "f"),
+    "unknown": ("unknown", "uncertain", "undetermined", "cannot be determined", "neither"),
+}
+
+
+def same_answer(answer: str, truth: str, kind: str = "free") -> bool:
+    """Do the answers agree, read as their kind?
+
+    "free": mathematically the same.  "choice": the same letter A to H, whatever is written behind it ("(B) Paris" is
+    B).  "truth": the same verdict: true, false or unknown, by any of the words in VERDICTS.
+    """
+    if kind == "choice" and (letter := _letter(truth)):
+        return _letter(answer) == letter
+    if kind == "truth" and (verdict := _verdict(truth)):
+        return _verdict(answer) == verdict
+    return answers_match(answer, truth)
+
+
+def _plain(text: str) -> str:
+    r"""The text without \text{...}, its kin, and outer white space, full stops and dollar signs."""
+    return re.sub(r"\\(?:text|textbf|mathrm|mathbf|bf|rm)\b|[{}]", "", text).strip().strip("$.").strip()
+
+
+def _letter(text: str) -> str:
+    """The letter of a choice: "b", "(B)", "B.", "B) Paris" and "B: Paris" are B; "" if there is none."""
+    found = re.match(r"\(?([A-Ha-h])(?:$|\)|[.:,](?:\s|$))", _plain(text))
+    return found[1].upper() if found else ""
+
+
+def _verdict(text: str) -> str:
+    words = _plain(text).casefold()
+    return next((verdict for verdict, names in VERDICTS.items() if words in names), "")
 
 
 def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:

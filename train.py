@@ -14,6 +14,7 @@ import dataclasses
 import random
 import signal
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +23,18 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
+import costs
 import eval as evaluation
 import grpo
 import masa
 import memory
 import parallel
 import policy as policies
+import selection
 import tasks
 import verify
-from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
-from journal import RunError, RunFolder, checkpoints, live, read_rows, summary, transcript
+from attempts import Attempt, Sampling, align, predict, solve
+from journal import RunError, RunFolder, checkpoints, live, read_rows, step_figures, summary, transcript
 from logprobs import check_head
 from options import OptionError, Options, build_parser, resolve_options
 
@@ -39,11 +42,9 @@ MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
 MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
-# Cumulative figures, and those of an evaluation, as metrics.jsonl has them.
-COUNTERS = """tokens_solution tokens_meta problems_seen prompts_too_long unparsed_predictions experts_cloned
-skipped_updates oom_retries verifier_timeouts""".split()
-EVALUATED = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac reward_length
-reward_difficulty reward_notion""".split()
+# Cumulative figures, as metrics.jsonl has them.
+COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
+prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries verifier_timeouts""".split()
 
 
 class Trainer:
@@ -87,14 +88,16 @@ class Trainer:
         # 3. solve, each problem within its limit, and 4. verify
         self.announce("solving")
         solve(self.policy, solved, self.options.samples, self.how, self.generator(step, "solve"))
+        taught = selection.draw_on(self, attempts, solved, step) if self.options.dynamic_sampling else solved
         # 5. align: how well did the predictions fit?
         align(solved)
         # 6. advantages, within each group of solutions and each group of predictions
-        sequences = self.sequences(solved)
+        sequences = self.sequences(taught)
         # 7. update
         self.announce("updating")
         skipped = self.counters["skipped_updates"]
         update = self.update(sequences, step)
+        self.count_trained(sequences if self.reference else [s for s in sequences if s.advantage])
         # 8. clone the experts
         expert_loss = self.clone_experts(solved) if self.options.experts else None
         bad = self.counters["skipped_updates"] > skipped
@@ -105,20 +108,30 @@ class Trainer:
         """What `step` returns, for step 0: nothing is trained yet."""
         return self.metrics([], []) | self.update([], 0) | {"expert_loss": None}, []
 
-    def predict_and_gate(self, step: int, efficient: bool) -> list[Attempt]:
+    def predict_and_gate(self, step: int, efficient: bool, draw: int = 0) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
         o, attempts, want = self.options, [], self.options.problems
-        for round_ in range(MAX_FILL_ROUNDS if efficient and o.gate and o.fill == "fresh" else 1):
-            fresh = self.next_attempts(want, step, explore=o.explore if efficient else 1.0)
+        choosing = efficient and o.select == "informative"
+        ahead = o.candidates if choosing else 1  # problems drawn for each that is wanted
+        refill = o.fill == "fresh" and ((efficient and o.gate) or o.oracle_gate)
+        for round_ in range(MAX_FILL_ROUNDS if refill else 1):
+            fresh = self.next_attempts(want * ahead, step, explore=o.explore / ahead if efficient else 1.0)
             if o.predictions:
-                predict(self.policy, fresh, o.predictions, self.how, self.generator(step, f"predict {round_}"))
+                stream = self.generator(step, f"predict {draw * MAX_FILL_ROUNDS + round_}")
+                predict(self.policy, fresh, o.predictions, self.how, stream)
             if efficient:
                 for attempt in fresh:
                     self.decide(attempt)
+            if choosing:
+                selection.choose(fresh, want)
+            if o.oracle_gate:
+                selection.ask_oracle(self, fresh, step, draw * MAX_FILL_ROUNDS + round_)
             attempts += fresh
-            want = sum(attempt.gated for attempt in fresh)
-            if not want:
+            want -= sum(not attempt.gated for attempt in fresh)
+            if want <= 0:
                 break
+        if efficient and o.share_samples:
+            selection.share(attempts, o.samples)
         return attempts
 
     def decide(self, attempt: Attempt) -> None:
@@ -220,39 +233,26 @@ class Trainer:
                 loss, stepped, retries = grpo.clone(
                     self.policy.model, self.expert_optimizer, sequences, self.update_settings
                 )
+            self.count_trained(sequences)
             self.counters["skipped_updates"] += not stepped
             self.counters["oom_retries"] += retries
             self.counters["experts_cloned"] += len(batch)
         return loss
 
+    def count_trained(self, sequences: list[grpo.Sequence]) -> None:
+        """Count what an update on these sequences, or an imitation of them, costs."""
+        o = self.options
+        passes = 3 + (self.reference is not None) + (o.minibatches > 1) + o.gradient_checkpointing
+        self.counters.update(costs.of_training(sequences, self.policy.model.num_parameters(), passes))
+
     def metrics(self, attempts: list[Attempt], solved: list[Attempt]) -> dict:
-        """The figures of one step; None where nothing defines them. Each is explained in the README."""
-        solutions = [rollout for attempt in solved for rollout in attempt.solutions]
-        meta = [rollout for attempt in attempts for rollout in attempt.meta_rollouts]
+        """The figures of one step, after adding it to the counters."""
         predictions = [prediction for attempt in attempts for prediction in attempt.predictions]
-        alignments = [rewards for attempt in solved for rewards in attempt.alignments]
-        self.counters["tokens_solution"] += generated_tokens(solutions)
-        self.counters["tokens_meta"] += generated_tokens(meta)
+        self.counters.update(costs.of_rollouts(attempts, self.policy.model.num_parameters()))
         self.counters["problems_seen"] += len(attempts)
         self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
         self.explored.extend(self.judgement(a) for a in solved if a.exploring and a.predictions)
-        beyond_limit = sum(beyond for _, _, beyond, _ in self.explored)
-        return {
-            "train_pass_rate": _mean([attempt.pass_rate for attempt in solved]),
-            "zero_variance_frac": _mean([attempt.zero_variance for attempt in solved]),
-            "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
-            "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
-            "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
-            "gated_frac": _mean([attempt.gated for attempt in attempts]),
-            "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
-            "gate_precision": _mean([useless for gated, useless, _, _ in self.explored if gated]),
-            "gate_recall": _mean([gated for gated, useless, _, _ in self.explored if useless]),
-            "wrongly_cut_frac": sum(r for *_, r in self.explored) / beyond_limit if beyond_limit else None,
-            "parsed_frac": _mean([prediction is not None for prediction in predictions]),
-            "reward_length": _mean([rewards.length for rewards in alignments]),
-            "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
-            "reward_notion": _mean([rewards.notion for rewards in alignments]),
-        }
+        return step_figures(attempts, self.explored)
 
     def judgement(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
         """What gate and cutoff would have done to an explored problem: an entry of `explored`."""
@@ -264,9 +264,9 @@ class Trainer:
         ]
         return self.predicted_useless(attempt), attempt.zero_variance, len(beyond), sum(beyond)
 
-    def evaluate(self) -> dict:
-        """Figures on the fixed held-out problems: neither gated nor cut, the same random numbers each time."""
-        result = evaluation.evaluate(
+    def evaluate(self) -> tuple[dict, list[Attempt]]:
+        """Figures and attempts on the fixed held-out problems: neither gated nor cut, the same random numbers."""
+        attempts = evaluation.attempt_all(
             self.policy,
             self.held_out,
             samples=self.options.eval_samples,
@@ -276,7 +276,8 @@ class Trainer:
                 batches, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0
             ),
         )
-        return {f"eval_{name}": result[name] for name in EVALUATED}
+        result = evaluation.summarize(attempts)
+        return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
 
     def check_health(self, step: int) -> None:
         """Raise RunError if training cannot recover: before a checkpoint is written over a good one."""
@@ -294,10 +295,6 @@ class Trainer:
         """Add what the verifier has given up on since the last call."""
         before, self.timeouts_seen = self.timeouts_seen, verify.timeouts()
         self.counters["verifier_timeouts"] += int(parallel.total({"new": self.timeouts_seen - before})["new"])
-
-
-def _mean(values: list) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def load_policy(name: str, options: Options, samples: bool = True) -> policies.Policy:
@@ -336,10 +333,13 @@ def train(options: Options, run: Path) -> list[dict]:
     if first:
         checkpoint.tidy(run, last, options.keep)
 
-    not_evaluated = {f"eval_{name}": None for name in EVALUATED}
+    not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
 
     def log(step: int, figures: dict, attempts: list[Attempt]) -> None:
-        evaluated = trainer.evaluate() if step % options.eval_every == 0 or step == options.steps else not_evaluated
+        evaluated = not_evaluated
+        if step % options.eval_every == 0 or step == options.steps:
+            evaluated, held_out = trainer.evaluate()
+            folder.log_evaluation(step, trainer.counters["training_ms"] / 1000, held_out)
         trainer.count_timeouts()
         counters = {name: trainer.counters[name] for name in COUNTERS}
         shown = [transcript(step, attempt) for attempt in attempts[: options.transcripts]]
@@ -349,7 +349,9 @@ def train(options: Options, run: Path) -> list[dict]:
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     with checkpoint.StopRequest() as stop:
         for step in range(last + 1, options.steps + 1):
+            started = time.monotonic()
             figures, attempts = trainer.step(step) if step else trainer.before_training()
+            trainer.counters["training_ms"] += costs.milliseconds_since(started)
             log(step, figures, attempts)
             bar.update(min(step, 1))
             bar.set_postfix_str(live(folder.rows))

@@ -171,7 +171,7 @@ def test_names_from_data_are_never_paths(tmp_path):
     folder.mkdir(parents=True)
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train(folder / "run", "--data", str(folder / "problems.jsonl"), "--transcripts", "2", steps=2)
-    allowed = {"config.json", "metrics.jsonl", "rollouts.jsonl", "checkpoints"}
+    allowed = {"config.json", "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints"}
     assert {path.name for path in (folder / "run").iterdir()} == allowed
     assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
     assert sorted(path.name for path in folder.iterdir()) == ["problems.jsonl", "run"]

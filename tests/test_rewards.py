@@ -1,9 +1,12 @@
 """Rewards against values worked out by hand."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import policy as policies
+from attempts import Attempt, Sampling, solve
 from masa import MetaPrediction
 from rewards import (
     AlignmentRewards,
@@ -13,6 +16,7 @@ from rewards import (
     notion_reward,
     solution_reward,
 )
+from tasks import Problem
 
 
 @pytest.mark.parametrize(
@@ -113,3 +117,43 @@ def test_the_meta_reward_is_the_mean_of_the_components_that_are_on():
 
 def test_a_prediction_that_did_not_parse_earns_nothing():
     assert alignment_rewards(None, [20], 1.0, ["x"], [True], "").mean() == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", "(b)", "B.", r"\text{B}", "(B) Paris", "B) Paris", "B: Paris", r"\textbf{(B)}"]
+)
+def test_a_choice_is_a_letter_whatever_is_written_behind_it(answer):
+    assert solution_reward(f"\\boxed{{{answer}}}", "B", "choice") == 1.0
+    assert solution_reward(f"\\boxed{{{answer}}}", "C", "choice") == 0.0
+
+
+def test_no_letter_is_no_choice():
+    assert solution_reward(r"\boxed{Bern}", "B", "choice") == 0.0
+    assert solution_reward(r"\boxed{Paris}", "B", "choice") == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer, truth, right",
+    [
+        ("True", "true", 1.0),
+        ("yes", "True", 1.0),
+        (r"\text{False}.", "false", 1.0),
+        ("Uncertain", "unknown", 1.0),
+        ("unknown", "Uncertain", 1.0),
+        ("true", "unknown", 0.0),
+        ("no", "true", 0.0),
+        ("not true", "true", 0.0),
+        ("7", "true", 0.0),
+    ],
+)
+def test_a_truth_is_one_of_three_verdicts(answer, truth, right):
+    assert solution_reward(f"\\boxed{{{answer}}}", truth, "truth") == right
+
+
+def test_verification_goes_by_the_kind_of_the_problem():
+    problem = Problem("Is it true?", "Uncertain", kind="truth")
+    attempt = Attempt(problem)
+    policy = policies.load("tiny", device="cpu")
+    policy.decode = lambda ids: r"\boxed{unknown}"
+    solve(policy, [attempt], 2, Sampling(4, 4), torch.Generator().manual_seed(0))
+    assert attempt.correct == [True, True]

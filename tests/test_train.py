@@ -359,7 +359,9 @@ def test_each_metric_is_explained_in_the_readme(finished_run):
         assert f"`{name}`" in readme, f"README.md does not define the metric {name}"
 
 
-@pytest.mark.parametrize("file", ["masa.py", "rewards.py", "rollout.py", "grpo.py", "tasks.py", "tiny.py"])
+@pytest.mark.parametrize(
+    "file", ["masa.py", "rewards.py", "rollout.py", "grpo.py", "tasks.py", "tiny.py", "selection.py"]
+)
 def test_each_concept_file_prints_a_worked_example(file):
     finished = run_script(file)
     assert finished.status == 0 and len(finished.stdout.splitlines()) > 4

@@ -13,7 +13,7 @@ import torch
 
 import masa
 import rewards
-from benchmarks.measure import (
+from speed.measure import (
     SMOLLM2,
     TINY,
     Side,

@@ -13,7 +13,7 @@ import grpo
 import logprobs
 import masa
 import rollout
-from benchmarks.measure import (
+from speed.measure import (
     SMOLLM2,
     TINY,
     Side,

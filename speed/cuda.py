@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import grpo
 import policy as policies
 import rollout
-from benchmarks.measure import compare, median, show
+from speed.measure import compare, median, show
 
 
 def cuda_rows(rounds: int) -> None:

@@ -1,0 +1,115 @@
+"""Ablations: what a variant means, and one small sweep end to end, twice."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_script
+
+import ablate
+from options import Options, build_parser, preset
+
+
+@pytest.mark.parametrize("name", ablate.VARIANTS)
+def test_each_variant_is_a_set_of_options(name):
+    flags = ablate.Planned(name, ROOT / "nowhere", ablate.VARIANTS[name]).flags()
+    parsed = vars(build_parser().parse_args(flags))
+    assert parsed == ablate.VARIANTS[name]
+    Options(**preset(parsed["algo"], "tiny") | parsed)  # raises for options that make no sense
+
+
+def test_a_variant_can_be_changed_by_name():
+    assert ablate.variant_options("grpo+lr=2e-4") == {"algo": "grpo", "lr": 2e-4}
+    changed = ablate.variant_options("masa-efficient+gate-margin=0.2+gate=false+hints=true")
+    assert changed == {"algo": "masa-efficient", "gate_margin": 0.2, "gate": False, "hints": True}
+    for wrong in ("ppo", "grpo+learning=1"):
+        with pytest.raises(ValueError, match=wrong.partition("+")[2].partition("=")[0] or wrong):
+            ablate.variant_options(wrong)
+
+
+def test_help_lists_every_variant_with_its_flags():
+    printed = run_script("ablate.py", "--help").stdout
+    for name in ablate.VARIANTS:
+        assert f"  {name} " in printed
+    assert "--algo=grpo --oracle-gate=64" in printed and "-- OPTIONS" in printed
+
+
+SWEEP = "--seeds 1 --variants grpo,masa-efficient+gate-margin=0.2 --steps 2".split()
+SMALL = "--problems 3 --samples 4 --efficient-from 1 --eval-problems 5 --eval-samples 2 --eval-every 1".split()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ablation")
+    command = [sys.executable, "ablate.py", *SWEEP, "--out", str(out), "--", *SMALL]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    return out, finished.stdout
+
+
+def test_a_sweep_leaves_runs_tables_and_a_report(sweep):
+    out, printed = sweep
+    for name in ("grpo", "masa-efficient+gate-margin=0.2"):
+        config = json.loads((out / name / "seed-0" / "config.json").read_text())
+        assert config["steps"] == 2 and config["problems"] == 3
+        assert name in (out / "comparison.md").read_text() and name in printed
+    assert config["gate_margin"] == 0.2
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_finished_runs_are_not_run_again(sweep):
+    out, _ = sweep
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
+    finished = run_script("ablate.py", *SWEEP, "--out", str(out), "--", *SMALL)
+    assert finished.status == 0 and "2 runs into" in finished.stdout and "2 of them finished already" in finished.stdout
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == before
+
+
+def test_a_failed_run_is_shown_and_the_others_are_compared(sweep):
+    out, _ = sweep
+    words = [word if "," not in word else "grpo,grpo+data=nothing.jsonl" for word in SWEEP]
+    finished = run_script("ablate.py", *words, "--out", str(out), "--", *SMALL)
+    assert finished.status == 1 and "1 of 2 runs failed" in finished.stderr and "nothing.jsonl" in finished.stderr
+    assert "nothing.jsonl" not in (out / "comparison.md").read_text()
+
+
+def test_a_broken_off_run_goes_on(sweep):
+    """With more steps than before, each run is resumed from its checkpoint, not begun again."""
+    out, _ = sweep
+    first = {file: file.read_text().splitlines()[:3] for file in out.rglob("metrics.jsonl")}
+    longer = [word if word != "2" else "3" for word in SWEEP]
+    finished = run_script("ablate.py", *longer, "--out", str(out), "--", *SMALL)
+    assert finished.status == 0, finished.stderr
+    for file, rows in first.items():
+        assert file.read_text().splitlines()[:3] == rows and len(file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([*SWEEP, "--", *SMALL, "--lr", "0.5"], "found lr = 0.0001, expected 0.5"),
+        (["--variants", "ppo"], "'ppo'"),
+        (["--variants", "grpo", "--", "--samples", "1"], "--samples: found 1"),
+        (["--seeds", "0"], "--seeds"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_runs(sweep, words, message):
+    out, _ = sweep
+    finished = run_script("ablate.py", "--out", str(out), *words)
+    assert finished.status != 0 and message in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_ending_a_sweep_ends_its_runs(tmp_path):
+    words = "--seeds 1 --variants grpo --steps 500".split()
+    process = subprocess.Popen([sys.executable, "ablate.py", *words, "--out", str(tmp_path), "--", *SMALL], cwd=ROOT)
+    metrics = tmp_path / "grpo" / "seed-0" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 1
+    size = metrics.stat().st_size
+    time.sleep(2)
+    assert metrics.stat().st_size == size  # nobody writes any more

@@ -1,0 +1,151 @@
+"""The report: whole, self-contained, and harmless whatever a model wrote."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from conftest import run_script
+from hypothesis import given
+from hypothesis import strategies as st
+from test_compare import write_run
+
+import charts
+import compare
+import report
+
+HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>&\"' \ud83d\ude00".encode(
+    "utf-16", "surrogatepass"
+).decode("utf-16")
+
+
+def hostile_problem() -> dict:
+    predictions = [{"pass_rate": 0.75, "solution_length": 9, "notions": [HOSTILE]}, None]
+    return {
+        "problem": HOSTILE,
+        "answer": HOSTILE,
+        "level": 2,
+        "predictions": predictions,
+        "rewards": [{"length": 0.0, "difficulty": 0.0, "notion": 0.0}] * 2,
+        "tokens_meta": 3,
+        "correct": [1, 0, 0, 0],
+        "lengths": [9, 8, 7, 6],
+        "right_solution": HOSTILE,
+        "wrong_solution": HOSTILE,
+    }
+
+
+class Tags(HTMLParser):
+    """Collects tags, and sees to it that they nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in ("meta", "line", "circle", "polyline", "polygon"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parsed(text: str) -> Tags:
+    tags = Tags()
+    tags.feed(text)
+    tags.close()
+    assert tags.open == []
+    return tags
+
+
+@pytest.fixture
+def hostile_page(tmp_path) -> str:
+    for variant, seed in (("grpo", 0), ("grpo", 1), ("masa<b>", 0)):
+        path = write_run(tmp_path, variant, seed, [0, 1000, 2_000_000], [0.2, 0.4, 0.6], meta=4)
+        row = {"step": 2, "training_s": 1.0, "problems": [hostile_problem()] * 2}
+        (path / "evaluations.jsonl").write_text(json.dumps(row | {"step": 0}) + "\n" + json.dumps(row) + "\n")
+    file = tmp_path / "report.html"
+    report.write(compare.find_runs([tmp_path]), file)
+    return file.read_text(encoding="utf-8")
+
+
+def test_what_a_model_wrote_is_shown_and_never_run(hostile_page):
+    tags = parsed(hostile_page)
+    assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in tags.seen}
+    assert not any(name.startswith("on") for _, attributes in tags.seen for name in attributes)
+    assert HOSTILE in tags.text  # word for word, once unescaped
+    assert "masa<b>" in "".join(tags.text)
+
+
+def test_nothing_is_fetched(hostile_page):
+    assert not re.search(
+        r"""(?:src|href|action)\s*=|url\(|@import|https?://""", re.sub(r"&[a-z#0-9]+;|src=x", "", hostile_page)
+    )
+
+
+def test_every_part_is_there(hostile_page):
+    text = "".join(parsed(hostile_page).text)
+    for part in ("MASA: 3 runs", "Accuracy against steps", "Accuracy against generated tokens", "before training"):
+        assert part in text
+    for part in ("reliability", "Where the tokens went", "Transcripts", "off by 0.50", "1 of 4 right", "did not parse"):
+        assert part in text
+
+
+def test_the_worst_mispredictions_come_first(tmp_path):
+    path = write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
+    rights = [4, 1, 3, 0, 2, 3, 3, 3, 3, 3, 3]  # of 4, all predicted .75
+    problems = [
+        hostile_problem() | {"problem": f"p{i}", "correct": [1] * n + [0] * (4 - n)} for i, n in enumerate(rights)
+    ]
+    (path / "evaluations.jsonl").write_text(json.dumps({"step": 1, "training_s": 1.0, "problems": problems}))
+    text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
+    assert re.findall(r"off by ([\d.]+)", text) == ["0.75", "0.50", "0.25", "0.25", "0.00", "0.00", "0.00", "0.00"]
+    assert text.index("p3") < text.index("p1") < text.index("p0") < text.index("p4")
+
+
+def test_a_run_without_predictions_or_evaluations_has_a_report(tmp_path):
+    path = write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {f"eval_reward_{name}": None for name in compare.REWARDS}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "evaluations.jsonl").unlink()
+    text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
+    assert "Accuracy against steps" in text and "Transcripts" not in text and "Reward of predictions" not in text
+
+
+def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
+    write_run(tmp_path, "grpo", 0, [0, 100, 200], [0.2, 0.4, 0.8])
+    write_run(tmp_path, "grpo", 1, [0, 200, 400], [0.2, 0.6, 0.6])
+    runs = compare.find_runs([tmp_path])
+    line = report.over_seeds("grpo", "#000", False, runs, "eval_pass1", "steps")
+    assert line.x == [0, 1, 2] and line.y == pytest.approx([0.2, 0.5, 0.7])
+    assert line.low == pytest.approx([0.2, 0.4, 0.6]) and line.high == pytest.approx([0.2, 0.6, 0.8])
+    line = report.over_seeds("grpo", "#000", False, runs, "eval_pass1", "tokens")
+    assert line.x == [0, 100, 200] and line.y == pytest.approx([0.2, 0.4, 0.7])  # (.8 + .6) / 2 at 200 tokens
+
+
+def test_the_command_names_what_is_wrong(tmp_path):
+    finished = run_script("report.py", str(tmp_path / "nothing"))
+    assert finished.status == 1 and "nothing" in finished.stderr and "Traceback" not in finished.stderr
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_round_and_within(low, span):
+    found = charts.ticks(low, low + span)
+    assert 1 <= len(found) <= 7
+    assert all(low - 1e-6 * span <= value <= low + span + 1e-6 * span for value in found)
+
+
+def test_numbers_are_short():
+    assert [charts.short(x) for x in (0, 0.25, 1500, 2e6, 3.5e9)] == ["0", "0.25", "1.5k", "2M", "3.5G"]
+    assert charts.ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]

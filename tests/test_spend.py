@@ -1,0 +1,69 @@
+"""Majority votes and the sharing out of their samples, by hand and by property."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spend
+
+
+def problem(rate: float | None, correct: list[int], votes: list[int], lengths: list[int], length: int = 10) -> dict:
+    prediction = None if rate is None else {"pass_rate": rate, "solution_length": length, "notions": []}
+    return {"predictions": [prediction], "correct": correct, "votes": votes, "lengths": lengths, "tokens_meta": 3}
+
+
+def test_equal_answers_share_a_group_and_kinds_are_honoured():
+    boxed = [f"\\boxed{{{answer}}}" for answer in ("1/2", "0.5", "2", "\\frac12")]
+    assert spend.answer_groups([*boxed, "nothing"]) == [0, 0, 1, 0, -1]
+    assert spend.answer_groups([r"\boxed{uncertain}", r"\boxed{unknown}"], "truth") == [0, 0]
+    assert spend.answer_groups([r"\boxed{(B) Bern}", r"\boxed{B}", r"\boxed{A}"], "choice") == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "votes, correct, right",
+    [
+        ([0, 1, 0], [1, 0, 1], True),
+        ([0, 1, 1], [1, 0, 0], False),
+        ([1, 0], [0, 1], False),  # a tie goes to the first
+        ([-1, -1, 0], [0, 0, 1], True),  # no answer is no vote
+        ([-1, -1], [0, 0], False),
+        ([], [], False),
+    ],
+)
+def test_the_majority_by_hand(votes, correct, right):
+    assert spend.majority(votes, correct) is right
+
+
+def test_a_vote_of_one_is_pass_at_1_and_of_all_is_exact():
+    case = problem(0.5, [1, 1, 1, 0], [0, 0, 0, 1], [10, 10, 10, 10])
+    right, tokens = spend.vote(case, 1)
+    assert right == pytest.approx(0.75, abs=0.2) and tokens == 10
+    assert spend.vote(case, 4) == (1.0, 40)
+    assert spend.vote(case, 0) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="at most 4"):
+        spend.vote(case, 5)
+
+
+def test_beyond_the_limit_there_is_no_answer_and_no_cost():
+    case = problem(0.5, [1, 0, 0], [0, 1, 1], [10, 30, 40])
+    assert spend.vote(case, 3) == (0.0, 80)
+    assert spend.vote(case, 3, limit=20) == (1.0, 50)
+
+
+@given(st.lists(st.sampled_from([None, 0.0, 0.125, 0.5, 1.0]), min_size=1, max_size=8), st.sampled_from([1, 2, 4, 8]))
+def test_plans_spend_what_they_may(rates, k):
+    problems = [problem(rate, [1] * 8, [0] * 8, [5] * 8) for rate in rates]
+    shared, none = spend.shared_out(problems, k), spend.hopeless_none(problems, k)
+    assert sum(shared) == sum(spend.same_for_all(problems, k)) and all(1 <= count <= 8 for count in shared)
+    assert all(n == (0 if rate == 0.0 else s) for rate, s, n in zip(rates, shared, none, strict=True))
+
+
+def test_curves_by_hand():
+    easy = problem(1.0, [1, 1], [0, 0], [10, 10])
+    hopeless = problem(0.0, [0, 0], [0, 1], [30, 30])
+    curves = spend.curves([easy, hopeless], multiplier=2.0, max_new_tokens=96)
+    points = {name: [(p["samples"], p["tokens"], p["accuracy"]) for p in curve] for name, curve in curves.items()}
+    assert points["the same for all"] == [(1, 20, 0.5), (2, 40, 0.5)]
+    assert points["limit"] == [(1, 18, 0.5), (2, 33, 0.5)]  # 3 for the prediction, the hopeless cut at 20
+    assert points["hopeless: none"] == [(1, 8, 0.5), (2, 13, 0.5)]
+    assert set(spend.curves([problem(None, [1], [0], [5]) | {"predictions": []}], 2.0, 96)) == {"the same for all"}
