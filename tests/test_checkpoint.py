@@ -103,7 +103,7 @@ def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on_exactly(name, w
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    process = start(tmp_path / "run", "--samples", "1500", "--max-new-tokens", "96")  # a step takes long
+    process = start(tmp_path / "run", "--samples", "6000", "--max-new-tokens", "96")  # a step takes long
     wait_for_step(tmp_path / "run", 0)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
