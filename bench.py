@@ -13,7 +13,7 @@
     cuda       decoding against the memory's bandwidth, update against the speed of matrix products
 
 Each row is the median over the rounds of the ratio within a round, and so are the figures beside it. Where a side may
-run in float32 or bf16, it is measured in both and the better counts. Peers are imported here only.
+run in float32 or bf16, round 0 tries both, and the faster one counts. Peers are imported in speed/peers.py only.
 """
 
 import argparse

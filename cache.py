@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, DynamicLayer
 
@@ -67,10 +66,22 @@ class Chosen:
 def join(sources: list[Chosen], free: int) -> Rows:
     """One cache of rows from several, all ending at the same column, with `free` columns behind it."""
     width = max(source.last - source.first for source in sources)
+    total = sum(len(source.which) for source in sources)
 
-    def joined(tensors: Iterable[Tensor]) -> Tensor:  # each (rows, heads, columns, size)
-        parts = [t[s.which, :, s.first : s.last] for t, s in zip(tensors, sources, strict=True)]
-        return torch.cat([F.pad(part, (0, 0, width - part.shape[2], free)) for part in parts])
+    def joined(tensors: Iterable[Tensor]) -> Tensor:
+        """From tensors of (rows, heads, columns, size), one for each source. Each number is copied once."""
+        parts = list(tensors)
+        out = parts[0].new_empty(total, parts[0].shape[1], width + free, parts[0].shape[3])
+        out[:, :, width:] = 0  # masked, but it must be a number: 0 x NaN is NaN
+        start = 0
+        for part, source in zip(parts, sources, strict=True):
+            rows = out[start : start + len(source.which)]
+            padding = width - (source.last - source.first)
+            rows[:, :, :padding] = 0
+            columns = part[:, :, source.first : source.last]
+            torch.index_select(columns, 0, source.which, out=rows[:, :, padding:width])
+            start += len(source.which)
+        return out
 
     real = joined(source.rows.real for source in sources)
     column = torch.full((1,), width, device=real.device)

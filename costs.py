@@ -1,7 +1,7 @@
 """What training costs, in units that do not depend on the machine: rollouts, tokens, floating-point operations.
 
     drawing    2 N operations a token: each prompt once for its group, each generated token once
-    training   6 N a token, prompts included: forwards 2 N, backwards twice that
+    training   6 N a token, each prompt once for its responses: forwards 2 N, backwards twice that
 
 N is the number of parameters. This is the usual estimate; it leaves out the part of attention that grows with the
 square of the length, and the optimizer. Evaluations, and the probes of --oracle-gate, are not counted.
@@ -42,7 +42,8 @@ def of_rollouts(attempts: Sequence[Attempt], parameters: int) -> dict[str, int]:
 
 def of_training(sequences: Sequence[grpo.Sequence], parameters: int, passes: int) -> dict[str, int]:
     """What one pass of training over the sequences cost."""
-    tokens = sum(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
+    prompts = {tuple(s.prompt_ids) for s in sequences}
+    tokens = sum(map(len, prompts)) + sum(len(s.response_ids) for s in sequences)
     return {"tokens_trained": tokens, "flops": flops(parameters, 0, tokens, passes)}
 
 

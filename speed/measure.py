@@ -27,25 +27,23 @@ def median(values) -> float:
 
 
 def compare(name: str, ours: dict[str, Side], peers: dict[str, Side], rounds: int, unit: str) -> None:
-    """Print one row: the best of ours against the best of the peer's, sides alternating, one round to warm up."""
-    sides = [("ours", label, side) for label, side in ours.items()]
-    sides += [("peer", label, side) for label, side in peers.items()]
-    figures: dict[tuple[str, str], list[float]] = {(who, label): [] for who, label, _ in sides}
-    for round_ in tqdm(range(rounds + 1), desc=name, leave=False):
-        for who, label, side in sides:
-            figure = side(round_)
-            if round_:
-                figures[who, label].append(figure)
-    best = {
-        who: max((label for w, label in figures if w == who), key=lambda x: median(figures[who, x]))
-        for who in ("ours", "peer")
-    }
-    mine, theirs = figures["ours", best["ours"]], figures["peer", best["peer"]]
+    """Print one row. Round 0 warms up and picks the best of ours and of the peer's; these then take turns."""
+    with tqdm(total=rounds + 1, desc=name, leave=False) as bar:
+        picked = []
+        for sides in (ours, peers):
+            figures = {label: side(0) for label, side in sides.items()}
+            picked.append(max(figures, key=lambda label: figures[label]))
+        bar.update()
+        mine, theirs = [], []
+        for round_ in range(1, rounds + 1):
+            mine.append(ours[picked[0]](round_))
+            theirs.append(peers[picked[1]](round_))
+            bar.update()
     ratio = [a / b for a, b in zip(mine, theirs, strict=True)]
     show(
         name,
-        f"{median(mine):.4g} {unit} ({best['ours']})",
-        f"{median(theirs):.4g} {unit} ({best['peer']})",
+        f"{median(mine):.4g} {unit} ({picked[0]})",
+        f"{median(theirs):.4g} {unit} ({picked[1]})",
         f"{median(ratio):.2f} x   {min(ratio):.2f} to {max(ratio):.2f}",
     )
 
