@@ -65,7 +65,7 @@ def _write(directory: Path, row: dict, state: dict[str, Any], save_model: Callab
         save_model(aside)
         torch.save(state, aside / STATE)
         (aside / MANIFEST).write_text(json.dumps({"row": row, "files": _checksums(aside)}))
-        for path in [*aside.iterdir(), aside]:
+        for path in [*aside.rglob("*"), aside]:
             flush(path)
         os.replace(aside, directory)
         flush(directory.parent)
@@ -129,10 +129,10 @@ def _drop_older(run: Path, keep: int) -> None:
 def _checksums(directory: Path) -> dict[str, str]:
     """SHA-256 of every file but the manifest, by name: the names in a manifest are compared, never opened."""
     sums = {}
-    for path in sorted(directory.iterdir()):
-        if path.name != MANIFEST:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
             with open(path, "rb") as file:
-                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                sums[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import parallel
-from logprobs import FILLER, Sequence, batches, longest, token_logprobs
+from logprobs import FILLER, Sequence, batches, longest_length, token_logprobs
 from memory import within_memory
 
 
@@ -153,7 +153,7 @@ def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of:
             weight = _per_token([weight_of[id(s)] for s in batch], batch, logprobs.device)  # (N,)
             loss_of(logprobs, weight, batch).backward()
 
-    sums["oom_retries"] += within_memory(model, settings.token_budget, longest(sequences), compute)
+    sums["oom_retries"] += within_memory(model, settings.token_budget, longest_length(sequences), compute)
     parallel.sum_gradients(model)
 
 
@@ -167,7 +167,7 @@ def _store_logprobs(model, sequences: list[Sequence], attribute: str, settings: 
             for sequence, values in zip(batch, logprobs.split([len(s.response_ids) for s in batch]), strict=True):
                 setattr(sequence, attribute, values)
 
-    return within_memory(model, settings.token_budget, longest(sequences), compute)
+    return within_memory(model, settings.token_budget, longest_length(sequences), compute)
 
 
 def _stored(sequences: list[Sequence], attribute: str) -> Tensor:

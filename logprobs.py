@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, DynamicLayer
 
 import parallel
+from cache import layer_kinds
 
 # Logits are made for this many entries at once (256 MiB in float32), and made again in the backward pass. The
 # logits of a whole batch, with a vocabulary of 150,000 words, would be the largest tensor of all by far.
@@ -109,12 +110,16 @@ class SharedPrompts:
             use_cache=True,
         ).last_hidden_state[:, -1]  # (P, H): predicts the first response token
         self.computed = [last] + [t for layer in cache.layers for t in (layer.keys, layer.values)]
-        self.seen = [t.detach().requires_grad_(t.requires_grad) for t in self.computed]
+        # In float32 even under autocast: here the gradients of many responses are added up.
+        wide = [torch.promote_types(t.dtype, torch.float32) for t in self.computed]
+        self.seen = [t.detach().to(w).requires_grad_(t.requires_grad) for t, w in zip(self.computed, wide, strict=True)]
 
     def hidden(self, sequences: list[Sequence]) -> Tensor:
         """Last hidden states that predict the response tokens of these sequences, (N, H)."""
         rows = torch.tensor([self.row[tuple(s.prompt_ids)] for s in sequences], device=self.model.device)  # (B,)
-        first, *keys_and_values = (t.index_select(0, rows) for t in self.seen)
+        first, *keys_and_values = (
+            seen.index_select(0, rows).to(t.dtype) for t, seen in zip(self.computed, self.seen, strict=True)
+        )
         ids, real = _padded([s.response_ids[:-1] for s in sequences], self.model.device)  # (B, T)
         if not ids.shape[1]:
             return first
@@ -135,7 +140,7 @@ class SharedPrompts:
         """Send the gradients that the responses left through the prompts."""
         pairs = [(t, seen.grad) for t, seen in zip(self.computed, self.seen, strict=True) if seen.grad is not None]
         if pairs:
-            torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
+            torch.autograd.backward([t for t, _ in pairs], [gradient.to(t.dtype) for t, gradient in pairs])
 
 
 def _padded(rows: list[list[int]], device, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -185,8 +190,11 @@ def _shareable(model) -> bool:
 
     Gradient checkpointing keeps none, a window of attention only the last; ranks of a sharded model go in step.
     """
-    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-    return plain and not model.is_activation_checkpointing and not parallel.is_sharded(model)
+    return (
+        layer_kinds(model) == {DynamicLayer}
+        and not model.is_activation_checkpointing
+        and not parallel.is_sharded(model)
+    )
 
 
 # What a rank computes when others, of a sharded model, have more micro-batches than it has: nothing, but in step.
@@ -217,6 +225,6 @@ def batches(
         prompts.backward()
 
 
-def longest(sequences: list[Sequence]) -> int:
+def longest_length(sequences: list[Sequence]) -> int:
     """Tokens of the longest sequence; 0 of none."""
     return max((len(s.prompt_ids) + len(s.response_ids) for s in sequences), default=0)

@@ -84,7 +84,8 @@ def needs(shape: Shape, options: Any, world: int = 1) -> dict[str, float]:
     if options.gradient_checkpointing:  # what goes into each layer, and all of one layer
         activations = options.token_budget * (4 * shape.hidden * shape.layers + activation_bytes(shape))
     else:  # autocast keeps the weights in bf16 too
-        activations = options.token_budget * activation_bytes(shape) * shape.layers + 2 * shape.parameters
+        graphs = 1 if options.shard else 2  # of a micro-batch, and of the prompts that it shares with others
+        activations = graphs * options.token_budget * activation_bytes(shape) * shape.layers + 2 * shape.parameters
     found = {
         "weights": 4 * each,
         "optimizer": 8 * each * (2 if options.experts else 1),  # the experts' has moments of its own

@@ -72,6 +72,15 @@ def wait() -> None:
         dist.barrier()
 
 
+def from_first(function: Callable[[], Item]) -> Item:
+    """What the function returns on rank 0, the only one to call it, on all ranks."""
+    if world() == 1:
+        return function()
+    found: list[Any] = [function() if rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
 def share(items: Sequence[Item]) -> list[Item]:
     """Those of the items that are this rank's: every world-th."""
     return list(items[rank() :: world()])

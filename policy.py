@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 import parallel
 import tiny
@@ -117,11 +117,15 @@ class Policy:
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a model directory that `load` takes; of a sharded model with the `weights()` gathered before."""
+        shown = is_progress_bar_enabled()
         disable_progress_bar()  # it would break the bar of the training that saves
-        whole = self._copy if parallel.is_sharded(self.model) else self.model  # its class has the name that is saved
-        whole.save_pretrained(directory, state_dict=weights)
-        self.tokenizer.save_pretrained(directory)
-        enable_progress_bar()
+        try:
+            whole = self._copy if parallel.is_sharded(self.model) else self.model  # its class has the name that counts
+            whole.save_pretrained(directory, state_dict=weights)
+            self.tokenizer.save_pretrained(directory)
+        finally:
+            if shown:
+                enable_progress_bar()
 
 
 def load(

@@ -1,12 +1,12 @@
 """The policy sampler: how tokens are drawn from a causal language model, in plain PyTorch.
 
-    admit prompts (each computed once) -> draw a token for every row -> ... -> drop rows that ended, admit others
+    admit prompts -> draw a token for every row -> ... -> drop rows that ended, admit others -> ...
 
-A `_Batch` holds the rows that are being decoded, in a cache whose rows all end at the same column (`cache.py`). Now and
-then it is packed: rows that ended leave, waiting ones take their place. A straggler therefore holds up nobody, a limit
-pays the moment it is reached, and what does not fit waits its turn. Each rollout has random numbers of its own, so
-what it draws does not depend, but for rounding, on what else is in the batch. On CUDA a step is captured as a graph,
-since launching its kernels one by one takes longer than running them.
+A prompt is computed once for all its draws that come in together. A `_Batch` holds the rows that are being decoded; in
+the cache they all end at the same column (`cache.py`). Now and then it is packed: rows that ended leave, waiting ones
+take their place. So a straggler holds up nobody, a limit pays the moment it is reached, and what does not fit waits
+its turn. Each rollout has random numbers of its own: what it draws does not depend, but for rounding, on what else is
+in the batch. On CUDA a step is captured as a graph: launching its kernels one by one takes longer than running them.
 
 Left out: beam search, repetition penalties, streaming, speculative decoding, paged caches. Run `python rollout.py`
 for a worked example; `bench.py` measures what each of these is worth.
@@ -65,7 +65,7 @@ def sample(
     max_new_tokens.  eos_ids: any of these ends a response and is part of it.  temperature 0 is greedy (its
     log-probs are then those at temperature 1).  top_p: draw from the smallest set of tokens with this mass.
     generator: a CPU generator; the same seed gives the same draws.  max_cache_tokens: rows x longest
-    sequence that may be in the cache at once; what does not fit waits until rows have ended.
+    sequence that may be in the cache at once (and an eighth more, free columns); what does not fit waits.
 
     Raises ValueError for an empty prompt, an n, max_new_tokens or limit below 1, a bad temperature or top_p, or a
     model that keeps more than keys and values (a state space, say).
@@ -76,9 +76,11 @@ def sample(
     model.eval()
     uniforms = torch.rand(len(prompts) * n, max_new_tokens, generator=generator, dtype=torch.float64)
     batch = _Batch(model, prompts, limits, n, eos_ids, temperature, top_p, uniforms, max_cache_tokens)
-    while batch.pack():
-        batch.decode()
-    model.train(was_training)
+    try:
+        while batch.pack():
+            batch.decode()
+    finally:
+        model.train(was_training)
 
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     rows = zip(batch.tokens.tolist(), batch.logprobs.tolist(), batch.lengths.tolist(), strict=True)
@@ -116,8 +118,10 @@ class _Batch:
         device, total, longest = model.device, len(prompts) * n, max(limits, default=1)
         self.model, self.prompts, self.n, self.temperature, self.top_p = model, prompts, n, temperature, top_p
         self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-        # Prepared masks do for plain attention; windows, ALiBi and other kernels want masks that the model makes.
-        self.plain = model.config._attn_implementation == "sdpa" and layer_kinds(model) == {DynamicLayer}
+        # A prepared mask does for plain attention; windows, ALiBi and other kernels want what the model makes of it.
+        plain = layer_kinds(model) == {DynamicLayer} and not getattr(model.config, "alibi", False)
+        self.plain = plain and model.config._attn_implementation == "sdpa"
+        self.captures = self.plain and device.type in CAPTURES
 
         # Of all rollouts. A row that has ended goes on until it leaves: what it draws lands behind its end, unread.
         self.uniforms = uniforms.to(device)  # (P n, T)
@@ -197,8 +201,9 @@ class _Batch:
         while self.steps < free:
             if self.steps % CHECK_EVERY[device] == 0 and int(self.ended.sum()) >= PACK_SHARE * len(self.row):
                 return
-            if self.steps == 1 and device in CAPTURES and self.plain:
-                take_step = _captured(self._step)
+            if self.steps == 1 and self.captures:
+                take_step = _captured(self._step, self.row.device) or self._step
+                self.captures = take_step != self._step
             take_step()
             self.steps += 1
 
@@ -228,15 +233,19 @@ class _Batch:
         return (token[:, None] == self.eos).any(1)
 
 
-def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph; the step itself, with a warning, for a model that cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
+def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """The step as a CUDA graph; None, with a warning, for a model that cannot be captured."""
+    graph, before, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), torch.cuda.Stream(device)
     try:
-        with torch.cuda.graph(graph):
+        # Thread-local: what other threads (NCCL's) do meanwhile is no error.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             step()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        torch.cuda.set_stream(before)  # a capture that failed leaves its own
         warnings.warn(f"decoding without a CUDA graph, more slowly: {error}", stacklevel=2)
-        return step
+        return None
     return graph.replay
 
 

@@ -318,7 +318,9 @@ def train(options: Options, run: Path) -> list[dict]:
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
     for reason, count in source.skipped.items():
         print(f"{options.data}: {count} problems left out ({reason})")
-    found = checkpoint.last_whole(run, read_rows(run / "metrics.jsonl")) if options.resume else None
+    found = None
+    if options.resume:  # one looks for all: they must agree, and none may tidy up while another looks
+        found = parallel.from_first(lambda: checkpoint.last_whole(run, read_rows(run / "metrics.jsonl")))
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
     model = str(found or options.model)

@@ -1,6 +1,7 @@
 """What the benchmarks measure, and how two sides are compared."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, files
@@ -151,10 +152,11 @@ def verdict(case: dict, text: str, answer: str) -> float:
     return rewards.solution_reward(text, answer) if case["model"] == "tiny" else float(len(text) % 2)
 
 
-def peak_memory() -> float:
+def peak_memory(device: str = "cpu") -> float:
     """Of this process so far, in GiB."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     import resource  # not on every system
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

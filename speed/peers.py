@@ -48,7 +48,7 @@ def our_steps(connection, case: dict, dtype: str) -> None:
     step = Step(load(case, dtype), case)
     while (round_ := connection.recv()) is not None:
         connection.send(step(round_))
-    connection.send(peak_memory())
+    connection.send(peak_memory(step.policy.device.type))
 
 
 def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
@@ -68,7 +68,7 @@ def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
     class Served(TrainerCallback):
         def on_step_begin(self, args, state, control, **_) -> None:
             if connection.recv() is None:
-                connection.send(peak_memory())
+                connection.send(peak_memory(policy.device.type))
                 raise SystemExit
             self.start = time.perf_counter()
 
@@ -111,6 +111,7 @@ def serve(target: Callable, *arguments: Any) -> tuple[Side, Callable[[], float]]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=target, args=(there, *arguments), daemon=True).start()
+    there.close()  # else a dead worker would be waited for
 
     def side(round_: int) -> float:
         time.sleep(0.5)  # the threads of the process before go on spinning for a while
@@ -144,7 +145,7 @@ def verifier_rows(rounds: int) -> None:
         return show(name, "-", "math-verify is not installed", "-")
     from math_verify import parse, verify
 
-    lines = (Path(__file__).parent / "tests" / "verify_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parent.parent / "tests" / "verify_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [(pair["prediction"], pair["truth"]) for pair in map(json.loads, lines) if pair["class"] != "hostile"]
 
     def peer(prediction: str, truth: str) -> None:

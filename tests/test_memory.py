@@ -181,7 +181,7 @@ def test_what_is_needed_worked_out_by_hand():
     found = memory.needs(shape, options)
     assert found["weights"] == found["gradients"] == 4e6 and found["optimizer"] == 8e6
     assert found["cache"] == 1000 * 2 * 2 * 5 * 2  # tokens x layers x (keys and values) x size x bytes
-    assert found["activations"] == 100 * 2 * (26 * 10 + 10 * 15 + 8 * 30) + 2e6
+    assert found["activations"] == 2 * 100 * 2 * (26 * 10 + 10 * 15 + 8 * 30) + 2e6
     sharded = memory.needs(shape, dataclasses.replace(options, shard=True), world=4)
     assert sharded["weights"] == 1e6 and sharded["copy to sample from"] == 2e6
 

@@ -163,7 +163,7 @@ def test_a_captured_step_draws_the_same(monkeypatch):
     model = llama()
     expected = sample(model, PROMPTS, n=6, max_new_tokens=40, eos_ids={1, 2}, generator=seeded())
 
-    def stand_in(step):
+    def stand_in(step, device):
         batch = step.__self__
         state = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         state |= {"real": batch.rows.real, "column": batch.rows.column, "keys": batch.rows.cache.layers[0].keys}
