@@ -167,7 +167,7 @@ def load(
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
     _switch_off_dropout(model)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer), *_dtypes(dtype, device, model))
 
 

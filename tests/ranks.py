@@ -38,7 +38,7 @@ def updated(case: dict, shard: bool, gradient_checkpointing: bool = False) -> di
     """Weights, optimizer state and figures after two updates and one step of cloning."""
     model, reference = qwen3(0), qwen3(1)  # its embeddings are tied: one weight in two places
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if shard:
         for each in (model, reference):
             parallel.shard(each, torch.device("cpu"))

@@ -363,7 +363,7 @@ def test_cloning_is_the_mean_negative_log_likelihood():
 def test_gradient_checkpointing_changes_nothing():
     model = llama()
     plain = gradients(sequences(), model=model)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert_same(gradients(sequences(), model=model), plain)
 
 

