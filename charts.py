@@ -1,7 +1,7 @@
 """Charts as inline SVG, in a few functions: lines with bands, a scatter on the unit square; and stacked bars.
 
-Each returns a string to stand in an HTML page (report.py has the style); texts are escaped. Left out: everything a
-plotting library has that the report does not need.
+Each returns a string to stand in an HTML page, or in a picture of its own (`picture`); texts are escaped. Left out:
+everything a plotting library has that the report does not need.
 """
 
 import math
@@ -11,6 +11,9 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 250  # of the drawing, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 38  # margins
+STYLE = """svg text { font: 11px system-ui, sans-serif; fill: #4a555d; }
+svg .grid { stroke: #e7ebee; } svg .guide { fill: none; stroke: #9aa5ad; stroke-dasharray: 3 4; }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }"""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4fa3", "#5d5d5d")  # told apart by all
 
 
@@ -116,6 +119,24 @@ def scatter(points: Sequence[tuple[float, float]], colour: str, x_label: str, y_
     for px, py in (frame.at(x, y) for x, y in points):
         frame.parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}" opacity=".3"/>')
     return frame.svg(f"{y_label} against {x_label}, {len(points)} problems")
+
+
+def picture(panels: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]] = ()) -> str:
+    """Charts side by side under their titles, as an SVG file of its own; names: (name, colour), a legend below."""
+    parts = []
+    for i, (title, chart) in enumerate(panels):
+        parts.append(f'<text class="title" x="{i * WIDTH + LEFT}" y="16">{escape(title)}</text>')
+        parts.append(chart.replace("<svg ", f'<svg x="{i * WIDTH}" y="22" width="{WIDTH}" height="{HEIGHT}" ', 1))
+    width, height = WIDTH * len(panels), HEIGHT + 26 + 20 * bool(names)
+    for i, (name, colour) in enumerate(names):
+        x = LEFT + i * (width - LEFT) / len(names)
+        parts.append(f'<rect x="{x:.0f}" y="{height - 19}" width="14" height="10" fill="{colour}"/>')
+        parts.append(_text(x + 19, height - 10, name))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<style>{STYLE} .title {{ font-weight: 600; }}</style><rect width="100%" height="100%" fill="#fff"/>'
+        f"{''.join(parts)}</svg>\n"
+    )
 
 
 def stacked_bars(bars: Sequence[tuple[str, Sequence[float]]], colours: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, pstdev
 
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes
@@ -165,12 +165,20 @@ def expert_target(
     notion_rewards: Sequence[float],
     correct_lengths: Sequence[int],
     pass_rate: float,
+    failures: bool = False,
 ) -> MetaPrediction | None:
     """The expert trajectory of a problem: its best-scored notions with the *true* length and pass rate.
 
     The notions are those of the prediction with the highest notion reward, which must be at least 0.2; the
     length is the median of the correct rollouts' lengths, in tokens. None when there is nothing to learn from.
+
+    In the paper a problem without a right rollout has no expert, so what is imitated are successes only, and the
+    policy learns to expect success. `failures`: such a problem's expert is its first prediction that parsed, with
+    the true pass rate, 0; nothing is known against its length and notions.
     """
+    if failures and not correct_lengths:
+        first = next((prediction for prediction in predictions if prediction is not None), None)
+        return first and replace(first, pass_rate=0.0)
     scored = [
         (reward, prediction)
         for reward, prediction in zip(notion_rewards, predictions, strict=True)

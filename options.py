@@ -109,6 +109,9 @@ class Options:
     experts: bool = option(True, "MASA-efficient", "imitate the best predictions, corrected by what really happened")
     expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation")
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
+    expert_failures: bool = option(
+        False, "MASA-efficient", "imitate pass rate 0 on problems that came out all wrong, which have no expert else"
+    )
     hints: bool = option(False, "MASA-efficient", "tell the solver the predicted notions")
 
     select: str = option(

@@ -2,6 +2,7 @@
 
     python report.py runs/masa-efficient-tiny-seed0                 # writes report.html there
     python report.py runs/main --out main.html                      # all runs below a folder, seeds together
+    python report.py runs/main --pictures pictures                  # those of the README too
 
 Learning curves against steps and tokens, predicted against actual pass rates before and after training, where the
 tokens went, and real transcripts, the worst mispredictions first. Whatever a model wrote is escaped.
@@ -44,9 +45,7 @@ table { border-collapse: collapse; font-size: .86rem; width: 100%; font-variant-
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #eceff1; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 th { color: #4a555d; font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4.6em; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #4a555d; }
-svg .grid { stroke: #e7ebee; } svg .guide { fill: none; stroke: #9aa5ad; stroke-dasharray: 3 4; }
-svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg { width: 100%; height: auto; display: block; }
 summary { cursor: pointer; font-weight: 600; padding: 8px 0; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 8px 10px; font-size: .88rem; }
 .bars div { display: flex; } .bars i { display: block; height: 18px; align-self: center; }
@@ -84,7 +83,7 @@ def page(runs: Sequence[Run]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>MASA report</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+        f"<style>{STYLE}{charts.STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -170,6 +169,16 @@ def predicted_and_actual(problems: Sequence[dict]) -> list[tuple[float, float, i
     return found
 
 
+def first_and_last(runs: Sequence[Run]) -> tuple[list, list]:
+    """What `predicted_and_actual` finds in the first and in the last evaluation, all seeds together."""
+    before, after = [], []
+    for run in runs:
+        if evaluations := list(run.evaluations()):
+            before += predicted_and_actual(evaluations[0]["problems"])
+            after += predicted_and_actual(evaluations[-1]["problems"])
+    return before, after
+
+
 def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
     """Predicted against actual pass rate at the first and the last evaluation, and how well calibrated both are."""
     parts = [
@@ -178,12 +187,7 @@ def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
         "line what is predicted happens. Grey and dashed: before training.</p>"
     ]
     for name, runs in variants.items():
-        before, after = [], []
-        for run in runs:
-            evaluations = list(run.evaluations())
-            if evaluations:
-                before += predicted_and_actual(evaluations[0]["problems"])
-                after += predicted_and_actual(evaluations[-1]["problems"])
+        before, after = first_and_last(runs)
         if not after:
             continue
         cards = []
@@ -306,6 +310,29 @@ def transcript(problem: dict, gap: float) -> str:
     )
 
 
+def pictures(runs: Sequence[Run]) -> dict[str, str]:
+    """The pictures of the README, {file name: SVG}: learning curves, and what MASA-efficient knows of itself."""
+    variants = {name: list(seeds.values()) for name, seeds in compare.by_variant(runs).items()}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(variants)}
+
+    def curves(against: str, x_label: str) -> str:
+        lines = [over_seeds(n, colours[n], False, seeds, "eval_pass1", against) for n, seeds in variants.items()]
+        return charts.line_chart(lines, x_label, "pass@1")
+
+    panels = [("pass@1 against steps", curves("steps", "step"))]
+    panels += [("pass@1 against generated tokens", curves("tokens", "tokens, predictions included"))]
+    found = {"learning.svg": charts.picture(panels, list(colours.items()))}
+    for name, seeds in variants.items():
+        if not seeds[0].options["predictions"]:
+            continue
+        panels = []
+        for title, pairs in zip(("before training", "after training"), first_and_last(seeds), strict=True):
+            points = [(predicted, actual) for predicted, actual, *_ in pairs]
+            panels.append((title, charts.scatter(points, colours[name], "predicted pass rate", "actual pass rate")))
+        found[f"awareness-{name}.svg"] = charts.picture(panels)
+    return found
+
+
 def write(runs: Sequence[Run], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page(runs), encoding="utf-8")
@@ -315,13 +342,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a report of runs as one HTML file.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the first folder)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the pictures of the README there, as SVG")
     options = parser.parse_args()
     file = options.out or options.folders[0] / "report.html"
     try:
-        write(compare.find_runs(options.folders), file)
+        runs = compare.find_runs(options.folders)
+        write(runs, file)
     except ValueError as error:
         sys.exit(f"report.py: {error}")
     print(f"written to {file}")
+    for name, svg in pictures(runs).items() if options.pictures else ():
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        (options.pictures / name).write_text(svg, encoding="utf-8")
+        print(f"written to {options.pictures / name}")
 
 
 if __name__ == "__main__":

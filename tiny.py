@@ -22,13 +22,14 @@ import random
 import shutil
 import string
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 import masa
 import tasks
@@ -75,6 +76,11 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
+}
+# Qwen3 normalizes queries and keys, and two heads share one of keys and values.
+FAMILIES: dict[str, Any] = {
+    "llama": LlamaConfig,
+    "qwen3": partial(Qwen3Config, num_key_value_heads=2, head_dim=24),
 }
 WARM_START_STEPS, WARM_START_BATCH, WARM_START_LR = 900, 96, 3e-3
 WARM_START_SEED = -1  # problems that no run with a seed of its own begins with
@@ -171,10 +177,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    """A random Llama of that `SHAPE`, 0.46 M parameters, in float32."""
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, family: str = "llama") -> Any:
+    """A random model of that `SHAPE`, 0.46 M parameters, in float32; `family`: one of FAMILIES."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = FAMILIES[family](
         **SHAPE,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -182,7 +188,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
         eos_token_id=tokenizer.eos_token_id,
     )
     config.update({"masa_embedded": True})  # its checkpoints are known for what they are: see options.is_embedded
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _training_batch(tokenizer, source, rng: random.Random, first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,14 +208,16 @@ def _training_batch(tokenizer, source, rng: random.Random, first: int) -> tuple[
     return input_ids, labels
 
 
-def warm_start(steps: int, dtype: torch.dtype = torch.float64) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def warm_start(
+    steps: int, dtype: torch.dtype = torch.float64, family: str = "llama"
+) -> tuple[Any, PreTrainedTokenizerFast]:
     """Train the policy on demonstrations; returns (model, tokenizer).
 
     In float64, then rounded to bf16: what rounding differs between processors and thread counts vanishes in
     the second rounding, so that anybody gets the same weights.
     """
     tokenizer = build_tokenizer()
-    model: Any = build_model(tokenizer)
+    model = build_model(tokenizer, family=family)
     model.to(dtype).train()
     source, rng = tasks.load_problems("arithmetic"), random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, weight_decay=0.01)
@@ -251,9 +259,9 @@ def ensure() -> Path:
     return cached
 
 
-def save(directory: Path) -> None:
+def save(directory: Path, family: str = "llama") -> None:
     """Warm-start a policy and put its directory in place in one move."""
-    model, tokenizer = warm_start(WARM_START_STEPS)
+    model, tokenizer = warm_start(WARM_START_STEPS, family=family)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent))
     model.save_pretrained(aside)
@@ -267,9 +275,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The embedded policy: show its demonstrations, or make it again.")
     parser.add_argument("--rebuild", action="store_true", help=f"warm-start it again and write {SHIPPED.name}/")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where to write it")
+    parser.add_argument(
+        "--family", choices=FAMILIES, help="of the model, with --out (default: llama, as in tiny_policy)"
+    )
     arguments = parser.parse_args()
+    if arguments.family and arguments.out == SHIPPED:
+        parser.error(f"--family {arguments.family}: name another folder with --out; {SHIPPED.name} is a llama")
     if arguments.rebuild:
-        return save(arguments.out)
+        return save(arguments.out, arguments.family or "llama")
     rng = random.Random(0)
     tokenizer = build_tokenizer()
     for problem in tasks.load_problems("arithmetic").train(seed=0, start=0, count=6):

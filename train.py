@@ -215,8 +215,9 @@ class Trainer:
     def clone_experts(self, solved: list[Attempt]) -> float | None:
         """Collect expert predictions and, once a batch is full, imitate it; returns the loss of the last step."""
         for attempt in solved:
-            notion_rewards = [rewards.notion for rewards in attempt.alignments]
-            expert = masa.expert_target(attempt.predictions, notion_rewards, attempt.correct_lengths, attempt.pass_rate)
+            notions = [rewards.notion for rewards in attempt.alignments]
+            happened = attempt.correct_lengths, attempt.pass_rate
+            expert = masa.expert_target(attempt.predictions, notions, *happened, self.options.expert_failures)
             if expert is not None:
                 self.experts.append((attempt.problem.text, masa.render_meta(expert)))
         loss = None

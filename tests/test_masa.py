@@ -149,6 +149,14 @@ def test_an_expert_has_the_best_notions_and_the_true_figures():
     assert expert_target([], [], [20], 0.5) is None
 
 
+def test_failures_have_an_expert_only_if_asked_for():
+    group = [None, MetaPrediction(0.75, 9, ("a",)), MetaPrediction(0.5, 5, ("d",))]
+    assert expert_target(group, [0.0] * 3, [], 0.0) is None
+    assert expert_target(group, [0.0] * 3, [], 0.0, failures=True) == MetaPrediction(0.0, 9, ("a",))
+    assert expert_target([None], [0.0], [], 0.0, failures=True) is None
+    assert expert_target(group, [0.0, 0.5, 0.0], [7], 0.5, failures=True) == MetaPrediction(0.5, 7, ("a",))
+
+
 def test_hints_are_the_notions_named_most():
     group = [MetaPrediction(0, 1, notions) for notions in (("a", "b", "b"), ("b", "c"), ("c", "b"))]
     assert hint_notions(group, count=2) == ("b", "c")

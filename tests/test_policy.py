@@ -14,7 +14,7 @@ import masa
 import policy
 import tiny
 import train
-from options import Options, preset
+from options import Options, is_embedded, preset
 from speed.measure import smollm2
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +142,13 @@ def test_a_changed_recipe_is_warm_started_once_and_cached(tmp_path, monkeypatch)
     monkeypatch.setattr(tiny, "warm_start", None)  # a second warm start would fail
     assert tiny.ensure() == directory
     assert policy.load(str(directory), device="cpu").eos_ids
+
+
+def test_the_embedded_policy_can_be_made_in_the_shape_of_qwen3(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "WARM_START_STEPS", 1)
+    tiny.save(tmp_path / "qwen3", family="qwen3")
+    made = policy.load(str(tmp_path / "qwen3"), device="cpu")
+    assert type(made.model).__name__ == "Qwen3ForCausalLM" and is_embedded(str(tmp_path / "qwen3"))
 
 
 def test_the_warm_start_does_not_depend_on_the_number_of_threads():

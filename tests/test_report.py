@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from conftest import run_script
@@ -132,6 +133,15 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
     assert line.low == pytest.approx([0.2, 0.4, 0.6]) and line.high == pytest.approx([0.2, 0.6, 0.8])
     line = report.over_seeds("grpo", "#000", False, runs, "eval_pass1", "tokens")
     assert line.x == [0, 100, 200] and line.y == pytest.approx([0.2, 0.4, 0.7])  # (.8 + .6) / 2 at 200 tokens
+
+
+def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
+    run_script("report.py", str(tmp_path), "--pictures", str(tmp_path / "pictures"))
+    found = {file.name: file.read_text(encoding="utf-8") for file in (tmp_path / "pictures").iterdir()}
+    assert set(found) == {"learning.svg", *(f"awareness-{run.variant}.svg" for run in compare.find_runs([tmp_path]))}
+    for svg in found.values():
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_the_command_names_what_is_wrong(tmp_path):
