@@ -146,7 +146,8 @@ def load(
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
     arguments["trust_remote_code"] = trust_remote_code  # False, not absent: then transformers would ask
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        # The embedded policy's is made anew: it takes instructions reworded in masa.py for the tokens that it knows.
+        tokenizer = tiny.build_tokenizer() if name == "tiny" else AutoTokenizer.from_pretrained(**arguments)
         unpack: dict[str, Any] = (
             {"quantization_config": GgufConfig(dequantize=True)}
             if "gguf_file" in arguments
