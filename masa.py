@@ -22,7 +22,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, pstdev
 
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes
@@ -179,7 +179,7 @@ def expert_target(
     if not scored or not correct_lengths:
         return None
     _, best = max(scored, key=lambda pair: pair[0])  # the first of equals
-    return MetaPrediction(pass_rate, round(median(correct_lengths)), best.notions)
+    return replace(best, pass_rate=pass_rate, solution_length=round(median(correct_lengths)))
 
 
 def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -> tuple[str, ...]:

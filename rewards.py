@@ -13,18 +13,21 @@ Every function is pure. Run `python rewards.py` for a worked example.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import fmean
 
 from masa import MetaPrediction
 from verify import answers_match, extract_answer
 
 __all__ = [
+    "COMPONENTS",
     "AlignmentRewards",
     "alignment_rewards",
     "answers_match",
     "difficulty_reward",
     "extract_answer",
     "length_reward",
+    "mean_rewards",
     "notion_reward",
     "same_answer",
     "solution_reward",
@@ -132,6 +135,17 @@ class AlignmentRewards:
     def mean(self, components: Sequence[str] = ("length", "difficulty", "notion")) -> float:
         """The meta reward: the mean of the named components (the paper: of all three); 0.0 of none."""
         return sum(getattr(self, name) for name in components) / len(components) if components else 0.0
+
+
+COMPONENTS = tuple(field.name for field in fields(AlignmentRewards))
+
+
+def mean_rewards(alignments: Sequence[AlignmentRewards]) -> dict[str, float | None]:
+    """The mean of each alignment reward as a figure, "reward_length" and so on; None where there are no rewards."""
+    return {
+        f"reward_{name}": fmean(getattr(rewards, name) for rewards in alignments) if alignments else None
+        for name in COMPONENTS
+    }
 
 
 def alignment_rewards(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tasks
 from tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
 
-BUILT_IN = ("arithmetic", "words", "logic")
+BUILT_IN = tuple(tasks.GENERATORS)
 
 
 def problems_of(name: str, count: int, **options) -> list[Problem]:
