@@ -196,7 +196,7 @@ def main() -> None:
         '{"pass_rate": 0, "solution_length": 41, "notions": ["carry", "borrow"]}',
         '{"pass_rate": 9, "solution_length": 20, "notions": []}',
     ]
-    print("A prompt:", meta_prompt("9+8-4=?", max_length=96), sep="\n")
+    print("A prompt:", meta_prompt("9+8-4", max_length=96), sep="\n")
     predictions = [parse_meta(answer) for answer in answers]
     for answer, prediction in zip(answers, predictions, strict=True):
         print(f"\n{answer!r}\n  -> {prediction}")
