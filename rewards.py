@@ -126,7 +126,7 @@ def _found(pattern: str, text: str) -> bool:
 
 @dataclass(frozen=True)
 class AlignmentRewards:
-    """The three alignment rewards of one prediction, each in [0, 1]."""
+    """The alignment rewards of one prediction, each in [0, 1]."""
 
     length: float = 0.0
     difficulty: float = 0.0
@@ -156,7 +156,7 @@ def alignment_rewards(
     correct: Sequence[bool],
     problem: str,
 ) -> AlignmentRewards:
-    """All three rewards of one prediction against the solution rollouts of its problem.
+    """All rewards of one prediction against the solution rollouts of its problem.
 
     A prediction that did not parse (None) earns 0 of each.
     """
