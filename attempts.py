@@ -4,6 +4,7 @@
 
 An `Attempt` collects all of it for one problem; the functions fill in attempts, many at a time, because the sampler
 is fastest on a large batch. Which attempts are gated or limited is decided in `train.py`, in the open.
+Run `python attempts.py` for an example.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 import masa
 import parallel
 from masa import MetaPrediction
-from policy import Policy
+from policy import Policy, load
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
 from rollout import Rollout, sample
 from tasks import Problem
@@ -144,3 +145,22 @@ def probe(
 def generated_tokens(rollouts: Sequence[Rollout]) -> int:
     """What the rollouts cost, in generated tokens."""
     return sum(len(rollout.response_ids) for rollout in rollouts)
+
+
+def main() -> None:
+    attempt, how = Attempt(Problem("9+8-4", "13")), Sampling(max_new_tokens=96, max_meta_tokens=24)
+    policy, generator = load("tiny", device="cpu", dtype="float32"), torch.Generator().manual_seed(0)
+    predict(policy, [attempt], 3, how, generator)
+    solve(policy, [attempt], 8, how, generator)
+    align([attempt])
+    print(f"{attempt.problem.text} is {attempt.problem.answer}. The embedded policy tries eight times:")
+    for text, right, rollout in zip(attempt.responses, attempt.correct, attempt.solutions, strict=True):
+        print(f"  {'right' if right else 'wrong'}, {len(rollout.response_ids):2} tokens: {text}")
+    print(f"pass rate {attempt.pass_rate}, lengths of right solutions {attempt.correct_lengths}")
+    print("What it had predicted, and what that earns:")
+    for prediction, rewards in zip(attempt.predictions, attempt.alignments, strict=True):
+        print(f"  {prediction}\n  {rewards}")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@
 
 So a decoding step writes one column in place, and nothing is copied. `prefill` computes prompts; `join` makes one
 cache of rows from several, with free columns behind them, and cuts off the columns that no row needs any more.
+Run `python cache.py` for a worked example.
 """
 
 from collections.abc import Iterable
@@ -117,3 +118,33 @@ def prefill(model, prompts: list[list[int]]) -> tuple[Tensor, Rows]:
 def layer_kinds(model) -> set[type]:
     """What transformers would keep for the layers of the model."""
     return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+@torch.no_grad()
+def main() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def picture(rows: Rows) -> str:
+        return "\n".join("  " + " ".join("x" if real else "." for real in row) for row in rows.real[:, 0, :, 0])
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+    prompts = [[5, 6, 7], [5, 6, 7], [8], [2, 9, 3, 4, 5]]
+    (_, first), (_, later) = prefill(model, prompts[1:3]), prefill(model, prompts[3:])
+    rows = join([Chosen(first, torch.tensor([0, 0, 1]), 0, 3), Chosen(later, torch.tensor([0]), 0, 5)], free=2)
+    print(f"two rows of {prompts[0]}, one of {prompts[2]}, and later one of {prompts[3]}; two columns are free:")
+    print(picture(rows))
+    column, positions = int(rows.column), torch.tensor([[len(prompt)] for prompt in prompts])
+    rows.real[:, :, column] = True
+    mask, token = rows.real[:, 0, :, 0], torch.full((4, 1), 11)
+    logits = model(token, attention_mask=mask, position_ids=positions, past_key_values=rows.cache).logits[:, -1]
+    print(f"token 11 for each row is written to column {column}, at positions {positions.flatten().tolist()}:")
+    print(picture(rows))
+    alone = torch.cat([model(torch.tensor([[*prompt, 11]])).logits[:, -1] for prompt in prompts])
+    print(f"its logits differ from those of each row by itself, without a cache, by {(logits - alone).abs().max():.4f}")
+    print("the last row leaves, the others need four columns:")
+    print(picture(join([Chosen(rows, torch.arange(3), column - 3, column + 1)], free=1)))
+
+
+if __name__ == "__main__":
+    main()

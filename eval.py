@@ -36,6 +36,7 @@ from awareness import awareness
 from journal import transcript
 from options import Options, preset
 from policy import Policy
+from rewards import COMPONENTS, mean_rewards
 
 LIMITS = {
     "max_new_tokens": "longest solution, in tokens",
@@ -50,9 +51,7 @@ IN_METRICS = (
     "zero_variance_frac",
     "mean_length",
     "parsed_frac",
-    "reward_length",
-    "reward_difficulty",
-    "reward_notion",
+    *(f"reward_{name}" for name in COMPONENTS),
 )
 PROBLEMS_AT_ONCE = 64  # what the progress bar counts in, and what bounds memory
 
@@ -132,9 +131,7 @@ def summarize(attempts: Sequence[Attempt]) -> dict:
         "mean_length": generated_tokens(solutions) / len(solutions),
         "truncated_frac": float(np.mean([rollout.finish_reason != "stop" for rollout in solutions])),
         "parsed_frac": float(np.mean(parsed)) if parsed else None,
-        "reward_length": float(np.mean([a.length for a in alignments])) if alignments else None,
-        "reward_difficulty": float(np.mean([a.difficulty for a in alignments])) if alignments else None,
-        "reward_notion": float(np.mean([a.notion for a in alignments])) if alignments else None,
+        **mean_rewards(alignments),
     }
 
 
@@ -210,7 +207,7 @@ def table(result: dict) -> str:
 def _awareness_lines(result: dict) -> list[str]:
     found = result["awareness"]
     rate, length, gate, cutoff = found.get("pass_rate", {}), found["length"], found["gate"], found["cutoff"]
-    rewards = {name: result[f"reward_{name}"] for name in ("length", "difficulty", "notion")}
+    rewards = {name: result[f"reward_{name}"] for name in COMPONENTS}
     lines = [
         f"predictions       {result['parsed_frac']:.1%} parsed; rewards   {_listed(rewards)}",
         "predicted rate    "
@@ -257,7 +254,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--data",
         nargs="+",
         default=["arithmetic"],
-        help=f"each is arithmetic, words, logic, a file of problems, or {', '.join(benchmarks.BENCHMARKS)}",
+        help=f"each is {', '.join(tasks.GENERATORS)}, a file of problems, or {', '.join(benchmarks.BENCHMARKS)}",
     )
     parser.add_argument("--problems", type=int, default=128, help="how many held-out problems")
     parser.add_argument("--whole", action="store_true", help="all of a file, for a set that was never trained on")

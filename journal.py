@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from attempts import Attempt, generated_tokens
 from options import Options
+from rewards import COMPONENTS, mean_rewards
 
 
 class RunError(RuntimeError):
@@ -117,9 +118,7 @@ def step_figures(attempts: Sequence[Attempt], explored: Collection[tuple[bool, b
         "gate_recall": _mean([gated for gated, useless, _, _ in explored if useless]),
         "wrongly_cut_frac": sum(r for *_, r in explored) / beyond_limit if beyond_limit else None,
         "parsed_frac": _mean([prediction is not None for prediction in predictions]),
-        "reward_length": _mean([rewards.length for rewards in alignments]),
-        "reward_difficulty": _mean([rewards.difficulty for rewards in alignments]),
-        "reward_notion": _mean([rewards.notion for rewards in alignments]),
+        **mean_rewards(alignments),
     }
 
 
@@ -213,8 +212,8 @@ def summary(rows: list[dict]) -> str:
     lines = [
         f"{'held-out problems':<28}{'step ' + str(first['step']):>10}{'step ' + str(last['step']):>10}{'change':>10}"
     ]
-    names = ("eval_pass1", "eval_reward_length", "eval_reward_difficulty", "eval_reward_notion")
-    for name, label in zip(names, ("pass@1", "length reward", "difficulty reward", "notion reward"), strict=True):
+    labels = {"eval_pass1": "pass@1"} | {f"eval_reward_{name}": f"{name} reward" for name in COMPONENTS}
+    for name, label in labels.items():
         if first[name] is not None and last[name] is not None:
             lines.append(f"{label:<28}{first[name]:>10.3f}{last[name]:>10.3f}{last[name] - first[name]:>+10.3f}")
     gated = [row["gated_frac"] for row in rows if row["gated_frac"]]

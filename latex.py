@@ -7,10 +7,7 @@ r"""From the text of an answer to a tree: a closed grammar for LaTeX and plain m
 A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: no text is ever evaluated, and a
 tree can go to another process as JSON. Units and degrees are dropped while reading, as verify.py's conventions say.
 Left out: integrals, sums, limits, piecewise functions, \bmod. Time is linear in the text, but for nested brackets,
-which MAX_DEPTH bounds.
-
-    >>> parse(normalise(r"$x\in\left[0,\dfrac12\right)$"))
-    ('tuple', '[)', 0, ('frac', 1, 2))
+which MAX_DEPTH bounds. Run `python latex.py` for examples.
 """
 
 from __future__ import annotations
@@ -386,3 +383,13 @@ def rational(tree: Tree) -> Fraction | None:
 
 def mentions(tree: Tree, names: set[str]) -> bool:
     return any(mentions(part, names) for part in tree) if isinstance(tree, (tuple, list)) else tree in names
+
+
+def main() -> None:
+    for text in (r"\dfrac12", r"50\%", r"3\frac{1}{2}", r"2^{10} - 4!", r"$x\in\left[0,\dfrac12\right)$", r"\sqrt{2}x"):
+        tree = parse(normalise(text))
+        print(f"{text:<32}{tree!s:<46}{rational(tree) or 'no rational number'}")
+
+
+if __name__ == "__main__":
+    main()

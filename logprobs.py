@@ -8,6 +8,7 @@ length share a micro-batch, so there is little padding; and only positions that 
 vocabulary, a chunk at a time, so the logits of a batch never exist at once.
 
 Left out: packing several sequences into one row, which needs attention kernels that not every device has.
+Run `python logprobs.py` for a worked example.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -228,3 +229,32 @@ def batches(
 def longest_length(sequences: list[Sequence]) -> int:
     """Tokens of the longest sequence; 0 of none."""
     return max((len(s.prompt_ids) + len(s.response_ids) for s in sequences), default=0)
+
+
+def main() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model: Any = LlamaForCausalLM(config)
+    sequences = [Sequence([5, 6, 7], [2, 3, 1]), Sequence([5, 6, 7], [4, 1]), Sequence([8], [9, 1])]
+    print("Two responses, [2, 3, 1] and [4, 1], to the prompt [5, 6, 7]; one, [9, 1], to [8]. A random model.")
+    prompts = SharedPrompts(model, sequences)
+    for way, shared in (("whole sequences", None), ("prompts once", prompts)):
+        logprobs = token_logprobs(model, sequences, prompts=shared)
+        logprobs.sum().backward()
+        if shared:
+            shared.backward()
+        norm = model.get_input_embeddings().weight.grad.norm()
+        print(f"{way:<16}", [round(x, 4) for x in logprobs.tolist()], f"gradient of the embeddings {norm:.4f}")
+        model.zero_grad()
+    print("tokens through the model: 5 + 4 + 2 = 11 in whole sequences, 3 + 1 + 2 + 1 + 1 = 8 with prompts once")
+    batched = [[s.response_ids for s in batch] for batch in micro_batches(sequences, token_budget=14)]
+    print("micro-batches of at most 14 tokens (2 rows of 5; 3 of 6 would be 18):", batched)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    equal = token_logprobs(model, sequences[1:2]).tolist()
+    print("all 12 tokens equally likely, log 1/12 = -2.4849:", [round(x, 4) for x in equal])
+
+
+if __name__ == "__main__":
+    main()

@@ -187,7 +187,7 @@ def expert_target(
     if not scored or not correct_lengths:
         return None
     _, best = max(scored, key=lambda pair: pair[0])  # the first of equals
-    return MetaPrediction(pass_rate, round(median(correct_lengths)), best.notions)
+    return replace(best, pass_rate=pass_rate, solution_length=round(median(correct_lengths)))
 
 
 def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ def main() -> None:
         '{"pass_rate": 0, "solution_length": 41, "notions": ["carry", "borrow"]}',
         '{"pass_rate": 9, "solution_length": 20, "notions": []}',
     ]
-    print("A prompt:", meta_prompt("9+8-4=?", max_length=96), sep="\n")
+    print("A prompt:", meta_prompt("9+8-4", max_length=96), sep="\n")
     predictions = [parse_meta(answer) for answer in answers]
     for answer, prediction in zip(answers, predictions, strict=True):
         print(f"\n{answer!r}\n  -> {prediction}")

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards import COMPONENTS
+from tasks import GENERATORS
+
 # What --algo switches. GRPO is MASA with no meta rollouts; MASA-efficient has gate, cutoff and experts on.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": False, "cutoff": False, "experts": False},
@@ -49,7 +52,7 @@ class Options:
     algo: str = option("masa-efficient", "what to run", "preset of the options below", tuple(ALGORITHMS))
     model: str = option("tiny", "what to run", "tiny (the embedded policy), a model directory or a hub id")
     data: str = option(
-        "arithmetic", "what to run", "arithmetic, words, logic, a .jsonl/.json/.parquet file or a hub id"
+        "arithmetic", "what to run", f"{', '.join(GENERATORS)}, a .jsonl/.json/.parquet file or a hub id"
     )
     levels: str = option("", "what to run", "keep only problems of these levels, such as 1,2,3; empty for all")
     hopeless: float = option(0.15, "what to run", "share of problems beyond the embedded policy (arithmetic only)")
@@ -179,7 +182,7 @@ class Options:
     @property
     def reward_components(self) -> tuple[str, ...]:
         """The alignment rewards that are on."""
-        return tuple(name for name in ("length", "difficulty", "notion") if getattr(self, f"reward_{name}"))
+        return tuple(name for name in COMPONENTS if getattr(self, f"reward_{name}"))
 
     @property
     def chosen_levels(self) -> tuple[int, ...] | None:

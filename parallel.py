@@ -12,6 +12,7 @@ here hands back what it was given.
 (FSDP2), and each layer is gathered when it is needed.
 
 Left out: splitting a layer or a sequence over devices, and sampling on other devices than those that train.
+Run `python parallel.py`, then `torchrun --nproc-per-node 2 parallel.py`: the results stay the same.
 """
 
 import datetime
@@ -192,3 +193,17 @@ def split_state(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, An
 
 def _device() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def main() -> None:
+    start("cpu")
+    mine = share([1, 2, 3, 4, 5])
+    print(f"processes: {world()}; 1 to 5 are to be squared, and the first process squares {mine}")
+    squares = [number**2 for number in mine]
+    print("gathered on all:", gather(squares))
+    print("their sum over all:", int(total({"squares": sum(squares)})["squares"]))
+    end()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ device stands in this file: where the parameters live, and the precision of the 
 Parameters are always float32. AdamW at a learning rate of 1e-6 changes a weight of 0.02 by 1e-6 a step, and bf16
 has no number between 0.02 and 0.0201: in pure bf16 such an update is rounded away, and nothing is learned. Where bf16
 is faster, solutions are drawn from a copy of the weights in bf16, and the update runs under bf16 autocast.
+Run `python policy.py` for an example.
 """
 
 import contextlib
@@ -146,7 +147,8 @@ def load(
     arguments = _model_arguments(str(tiny.ensure()) if name == "tiny" else name)
     arguments["trust_remote_code"] = trust_remote_code  # False, not absent: then transformers would ask
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        # The embedded policy's is made anew: it takes instructions reworded in masa.py for the tokens that it knows.
+        tokenizer = tiny.build_tokenizer() if name == "tiny" else AutoTokenizer.from_pretrained(**arguments)
         unpack: dict[str, Any] = (
             {"quantization_config": GgufConfig(dequantize=True)}
             if "gguf_file" in arguments
@@ -225,3 +227,17 @@ def _eos_ids(model, tokenizer) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
+
+
+def main() -> None:
+    policy = load("tiny", device="cpu")
+    prompt_ids, response_ids = policy.encode("9+8-4"), policy.encode_response(r"9+8= carry 17;17-4=13;\boxed{13}")
+    for what, ids in (("message", prompt_ids), ("response", response_ids)):
+        print(f"the {what} as {len(ids)} tokens:", policy.tokenizer.convert_ids_to_tokens(ids))
+    print("decoded again:", policy.decode(response_ids))
+    print("a response ends with one of:", policy.tokenizer.convert_ids_to_tokens(sorted(policy.eos_ids)))
+    print(f"precision here: {policy.sampling_dtype} for drawing, {policy.update_dtype} for the update")
+
+
+if __name__ == "__main__":
+    main()

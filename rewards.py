@@ -13,18 +13,21 @@ Every function is pure. Run `python rewards.py` for a worked example.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import fmean
 
 from masa import MetaPrediction
 from verify import answers_match, extract_answer
 
 __all__ = [
+    "COMPONENTS",
     "AlignmentRewards",
     "alignment_rewards",
     "answers_match",
     "difficulty_reward",
     "extract_answer",
     "length_reward",
+    "mean_rewards",
     "notion_reward",
     "same_answer",
     "solution_reward",
@@ -123,7 +126,7 @@ def _found(pattern: str, text: str) -> bool:
 
 @dataclass(frozen=True)
 class AlignmentRewards:
-    """The three alignment rewards of one prediction, each in [0, 1]."""
+    """The alignment rewards of one prediction, each in [0, 1]."""
 
     length: float = 0.0
     difficulty: float = 0.0
@@ -134,6 +137,17 @@ class AlignmentRewards:
         return sum(getattr(self, name) for name in components) / len(components) if components else 0.0
 
 
+COMPONENTS = tuple(field.name for field in fields(AlignmentRewards))
+
+
+def mean_rewards(alignments: Sequence[AlignmentRewards]) -> dict[str, float | None]:
+    """The mean of each alignment reward as a figure, "reward_length" and so on; None where there are no rewards."""
+    return {
+        f"reward_{name}": fmean(getattr(rewards, name) for rewards in alignments) if alignments else None
+        for name in COMPONENTS
+    }
+
+
 def alignment_rewards(
     prediction: MetaPrediction | None,
     correct_lengths: Sequence[int],
@@ -142,7 +156,7 @@ def alignment_rewards(
     correct: Sequence[bool],
     problem: str,
 ) -> AlignmentRewards:
-    """All three rewards of one prediction against the solution rollouts of its problem.
+    """All rewards of one prediction against the solution rollouts of its problem.
 
     A prediction that did not parse (None) earns 0 of each.
     """

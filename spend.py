@@ -136,7 +136,8 @@ def main() -> None:
         votes = [0] * right + list(range(1, 9 - right))
         return {"predictions": [prediction], "correct": correct, "votes": votes, "lengths": [20] * 8, "tokens_meta": 5}
 
-    print("Three problems, predicted and really 8, 3 and 0 of 8 right, 20 tokens a solution, 5 a prediction:")
+    print("Three problems, predicted and really 8, 3 and 0 of 8 right, 20 tokens a solution, 5 a prediction.")
+    print("With one sample each, (1 + 3/8 + 0) / 3 = .46 are right:")
     problems = [problem(1.0, 8), problem(0.375, 3), problem(0.0, 0)]
     for name, points in curves(problems, 2.0, 96).items():
         shown = ", ".join(f"{point['accuracy']:.2f} for {point['tokens']:.0f}" for point in points)

@@ -40,7 +40,7 @@ class ProblemError(ValueError):
     """Bad input; says which file and line (or option), what was found and what was expected."""
 
 
-Make = Callable[[random.Random, int], Problem]  # makes a problem of that level
+Make = Callable[[random.Random, int], Problem]  # makes a problem of that level, 1 to 5 (arithmetic has a sixth)
 
 
 def is_held_out(problem: Problem) -> bool:
@@ -378,7 +378,7 @@ def level_weights(name: str, hopeless: float, levels: Sequence[int] | None) -> d
     """How often a built-in source draws each level, of those wanted."""
     if not 0 <= hopeless <= 1:
         raise ProblemError(f"hopeless: found {hopeless}, expected a share from 0 to 1")
-    weights = dict.fromkeys(WORD_LEVELS, 1.0)  # logic has the same levels
+    weights = dict.fromkeys(range(1, 6), 1.0)
     if name == "arithmetic":
         share = (1 - hopeless) / sum(TERM_WEIGHTS.values())
         weights = {**{terms - 1: share * w for terms, w in TERM_WEIGHTS.items()}, PRODUCT_LEVEL: hopeless}

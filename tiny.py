@@ -191,13 +191,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, family: str =
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
+def _encoded(tokenizer, message: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a demonstration: of its prompt, and of the answer with its end."""
+    prompt_ids = tokenizer.apply_chat_template([{"role": "user", "content": message}], return_dict=False)
+    return prompt_ids, tokenizer.encode(answer) + [tokenizer.eos_token_id]
+
+
 def _training_batch(tokenizer, source, rng: random.Random, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded input_ids (B, L) and labels (B, L), -100 wherever nothing is to be learned."""
-    rows = []
-    for problem in source.train(WARM_START_SEED, first, WARM_START_BATCH):
-        message, answer = demonstration(problem, rng)
-        prompt_ids = tokenizer.apply_chat_template([{"role": "user", "content": message}], return_dict=False)
-        rows.append((prompt_ids, tokenizer.encode(answer) + [tokenizer.eos_token_id]))
+    problems = source.train(WARM_START_SEED, first, WARM_START_BATCH)
+    rows = [_encoded(tokenizer, *demonstration(problem, rng)) for problem in problems]
     longest = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in rows)
     input_ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels = torch.full((len(rows), longest), -100)
@@ -235,13 +238,15 @@ def warm_start(
 
 
 def recipe() -> str:
-    """A fingerprint of all that the warm start depends on: a changed recipe makes a new policy."""
-    rng = random.Random(0)
+    """A fingerprint of all that the weights depend on: a changed recipe makes a new policy.
+
+    Of tokens, not of texts: an instruction is one token, however it is worded.
+    """
+    rng, tokenizer = random.Random(0), build_tokenizer()
     problems = tasks.load_problems("arithmetic").train(seed=0, start=0, count=200)
     parts = [
-        [demonstration(problem, rng) for problem in problems],
-        sorted(build_tokenizer().get_vocab().items()),
-        CHAT_TEMPLATE,
+        [_encoded(tokenizer, *demonstration(problem, rng)) for problem in problems],
+        len(tokenizer),
         sorted(SHAPE.items()),
         (WARM_START_STEPS, WARM_START_BATCH, WARM_START_LR, WARM_START_SEED),
     ]

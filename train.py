@@ -183,19 +183,14 @@ class Trainer:
 
     def sequences(self, solved: list[Attempt]) -> list[grpo.Sequence]:
         """All rollouts of the batch with their advantages; solution and meta groups apart."""
+        components = self.options.reward_components
+        groups = [("solution", a.solutions, [float(right) for right in a.correct]) for a in solved]
+        groups += [("meta", a.meta_rollouts, [rewards.mean(components) for rewards in a.alignments]) for a in solved]
         sequences = []
-        kinds = [("solution", [(a.solutions, [float(right) for right in a.correct]) for a in solved])]
-        if self.options.predictions:
-            components = self.options.reward_components
-            meta = [(a.meta_rollouts, [rewards.mean(components) for rewards in a.alignments]) for a in solved]
-            kinds.append(("meta", meta))
-        for kind, groups in kinds:
-            for rollouts, rewards in groups:
-                advantages = grpo.group_advantages(torch.tensor([rewards]), self.options.normalize_std)[0].tolist()
-                for rollout, advantage in zip(rollouts, advantages, strict=True):
-                    sequences.append(
-                        grpo.Sequence(rollout.prompt_ids, rollout.response_ids, advantage, kind, rollout.logprobs)
-                    )
+        for kind, rollouts, rewards in groups:
+            advantages = grpo.group_advantages(torch.tensor([rewards]), self.options.normalize_std)[0].tolist()
+            for r, advantage in zip(rollouts, advantages, strict=True):
+                sequences.append(grpo.Sequence(r.prompt_ids, r.response_ids, advantage, kind, r.logprobs))
         return sequences
 
     def update(self, sequences: list[grpo.Sequence], step: int) -> dict:

@@ -151,6 +151,17 @@ def test_the_embedded_policy_can_be_made_in_the_shape_of_qwen3(tmp_path, monkeyp
     assert type(made.model).__name__ == "Qwen3ForCausalLM" and is_embedded(str(tmp_path / "qwen3"))
 
 
+def test_reworded_instructions_are_the_same_tokens_to_the_shipped_policy(embedded, monkeypatch):
+    before = embedded.encode(masa.meta_prompt("9+8-4", 96))
+    reworded = ") and in which mood. Answer in JSON."
+    monkeypatch.setattr(tiny, "PIECES", [reworded if p == masa.META_INSTRUCTION_END else p for p in tiny.PIECES])
+    monkeypatch.setattr(masa, "META_INSTRUCTION_END", reworded)
+    assert tiny.ensure() == tiny.SHIPPED
+    assert policy.load("tiny", device="cpu").encode(masa.meta_prompt("9+8-4", 96)) == before
+    monkeypatch.setattr(tiny, "PIECES", [*tiny.PIECES, "one more"])
+    assert tiny.recipe() != (tiny.SHIPPED / tiny.RECIPE_FILE).read_text()
+
+
 def test_the_warm_start_does_not_depend_on_the_number_of_threads():
     def weights(threads: int) -> dict:
         torch.set_num_threads(threads)

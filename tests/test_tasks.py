@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tasks
 from tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
 
-BUILT_IN = ("arithmetic", "words", "logic")
+BUILT_IN = tuple(tasks.GENERATORS)
 
 
 def problems_of(name: str, count: int, **options) -> list[Problem]:
@@ -423,7 +423,7 @@ def test_missing_files(name):
 
 @pytest.mark.parametrize("name", ["arithmetics", "", "a.csv", "../x", "a/b/c/d", "https://host/a/b"])
 def test_unknown_names_list_what_there_is(name):
-    with pytest.raises(ProblemError, match=r"expected arithmetic, words, logic, a file ending in \.jsonl.*owner/name"):
+    with pytest.raises(ProblemError, match=rf"expected {', '.join(BUILT_IN)}, a file ending in \.jsonl.*owner/name"):
         load_problems(name)
 
 
