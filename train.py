@@ -25,6 +25,7 @@ from tqdm import tqdm
 import checkpoint
 import costs
 import eval as evaluation
+import explain
 import grpo
 import masa
 import memory
@@ -366,8 +367,12 @@ def train(options: Options, run: Path) -> list[dict]:
 
 def main() -> None:
     try:
-        given = vars(build_parser().parse_args())
+        parser = build_parser()
+        parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
+        given = vars(parser.parse_args())
         parallel.start(policies.pick_device(given.get("device", "auto")))
+        if given.pop("explain", False):
+            return explain.tell(given, make_trainer)
         options, run = resolve_options(given)
         parallel.wait()  # all have looked for the folder before one of them makes it
         print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")
