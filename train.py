@@ -25,6 +25,7 @@ from tqdm import tqdm
 import checkpoint
 import costs
 import eval as evaluation
+import explain
 import grpo
 import masa
 import memory
@@ -225,10 +226,9 @@ class Trainer:
                 )
                 for problem, answer in batch
             ]
+            model, settings = self.policy.model, self.update_settings
             with self.policy.autocast():
-                loss, stepped, retries = grpo.clone(
-                    self.policy.model, self.expert_optimizer, sequences, self.update_settings
-                )
+                loss, stepped, retries = grpo.clone(model, self.expert_optimizer, sequences, settings)
             self.count_trained(sequences)
             self.counters["skipped_updates"] += not stepped
             self.counters["oom_retries"] += retries
@@ -253,11 +253,8 @@ class Trainer:
     def judgement(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
         """What gate and cutoff would have done to an explored problem: an entry of `explored`."""
         limit = self.predicted_limit(attempt)
-        beyond = [
-            right
-            for rollout, right in zip(attempt.solutions, attempt.correct, strict=True)
-            if len(rollout.response_ids) > limit
-        ]
+        verdicts = zip(attempt.solutions, attempt.correct, strict=True)
+        beyond = [right for rollout, right in verdicts if len(rollout.response_ids) > limit]
         return self.predicted_useless(attempt), attempt.zero_variance, len(beyond), sum(beyond)
 
     def evaluate(self) -> tuple[dict, list[Attempt]]:
@@ -268,9 +265,7 @@ class Trainer:
             samples=self.options.eval_samples,
             predictions=self.options.eval_predictions,
             how=self.how,
-            progress=lambda batches: tqdm(
-                batches, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0
-            ),
+            progress=lambda it: tqdm(it, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0),
         )
         result = evaluation.summarize(attempts)
         return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
@@ -309,23 +304,27 @@ def load_policy(name: str, options: Options, samples: bool = True) -> policies.P
     return policy
 
 
-def train(options: Options, run: Path) -> list[dict]:
-    """Train as the options say, into the folder `run`; returns all rows of its metrics.jsonl."""
+def make_trainer(options: Options, model: str) -> Trainer:
+    """A trainer of `model`: that of the options, or the checkpoint that a resumed run goes on from."""
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
     for reason, count in source.skipped.items():
         print(f"{options.data}: {count} problems left out ({reason})")
+    policy = load_policy(model, options)
+    # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
+    reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
+    return Trainer(options, policy, source, reference)
+
+
+def train(options: Options, run: Path) -> list[dict]:
+    """Train as the options say, into the folder `run`; returns all rows of its metrics.jsonl."""
     found = None
     if options.resume:  # one looks for all: they must agree, and none may tidy up while another looks
         found = parallel.from_first(lambda: checkpoint.last_whole(run, read_rows(run / "metrics.jsonl")))
     if options.resume and not found:
         print(f"{run} holds no checkpoint: nothing to resume, starting at step 0")
-    model = str(found or options.model)
-    policy = load_policy(model, options)
-    # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
-    reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
-    trainer = Trainer(options, policy, source, reference)
+    trainer = make_trainer(options, str(found or options.model))
     last = checkpoint.restore(trainer, found) if found else -1
-    memory.announce(policy, options)
+    memory.announce(trainer.policy, options)
     first = parallel.rank() == 0  # it logs and saves
     folder = RunFolder(run, options, last, writes=first)
     if first:
@@ -366,8 +365,12 @@ def train(options: Options, run: Path) -> list[dict]:
 
 def main() -> None:
     try:
-        given = vars(build_parser().parse_args())
+        parser = build_parser()
+        parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
+        given = vars(parser.parse_args())
         parallel.start(policies.pick_device(given.get("device", "auto")))
+        if given.pop("explain", False):
+            return explain.tell(given, make_trainer)
         options, run = resolve_options(given)
         parallel.wait()  # all have looked for the folder before one of them makes it
         print(f"{options.algo} on {options.model}, problems: {options.data}, into {run}")

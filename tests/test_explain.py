@@ -1,0 +1,219 @@
+"""`train.py --explain`: its figures are those of the step that a trainer really makes, and it leaves nothing behind."""
+
+import math
+import re
+import statistics
+
+import pytest
+from conftest import run_script
+
+import explain
+import masa
+import policy
+import tasks
+from explain import DEFAULTS, Story, safe
+from grpo import Sequence
+from options import Options
+from train import Trainer
+
+SEED = 2  # one of its predictions cannot be read, one of its problems is never solved
+
+
+def trainer(**changes) -> Trainer:
+    options = Options(**DEFAULTS | {"seed": SEED, "eval_problems": 4, "device": "cpu"} | changes)
+    return Trainer(options, policy.load("tiny", device="cpu"), tasks.load_problems("arithmetic"))
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    return Story(trainer())
+
+
+@pytest.fixture(scope="module")
+def sections(story) -> dict[str, str]:
+    """What is told, by the number of the section; "0" is the introduction."""
+    text = "\n".join(story.lines())
+    return {(part[0] if part[0].isdigit() else "0"): part for part in text.split("\n\n") if part}
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[list, list[Sequence], dict]:
+    """Attempts, sequences and figures of the same step, made by a trainer that nobody watches."""
+    unwatched = trainer()
+    figures, attempts = unwatched.step(1)
+    return attempts, unwatched.sequences(attempts), figures
+
+
+def floats(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[+-]?\d+\.?\d*(?:e-?\d+)?", text)]
+
+
+def test_the_command_tells_each_step_within_the_terminal_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished = run_script("train.py", "--explain", "--device", "cpu")
+    assert finished.status == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert 120 <= len(lines) <= 200 and max(map(len, lines)) <= explain.WIDTH
+    for number in "12345678":
+        assert re.search(rf"(?m)(^| ){number}\. [A-Z]+", finished.stdout)
+    assert "learning rate 0.0001" in finished.stdout and "before training" in finished.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_is_told_the_same_way_twice(sections):
+    again = "\n".join(Story(trainer()).lines())
+    assert all(section in again for section in sections.values())
+
+
+def test_predictions_are_shown_read_or_not(story, sections):
+    for attempt in story.attempts:
+        assert attempt.problem.text in sections["1"]
+        for rollout, said in zip(attempt.meta_rollouts, attempt.predictions, strict=True):
+            raw = f"cannot be read, earns nothing: {story.policy.decode(rollout.response_ids)}"
+            assert (masa.render_meta(said) if said else raw[:60]) in sections["1"]
+    assert sections["1"].count("cannot be read") == 1
+
+
+def test_the_gate_is_told_with_its_figures(story, sections):
+    for attempt in story.attempts:
+        parsed = [said for said in attempt.predictions if said]
+        rates = [said.pass_rate for said in parsed]
+        assert f"{rates}: mean {statistics.fmean(rates):.3f}" in sections["2"]
+        assert f"standard deviation {statistics.pstdev(rates):.3f}" in sections["2"]
+        assert f"solved, in up to {attempt.limit} tokens" in sections["2"]
+
+
+def test_a_skipped_problem_is_not_solved(monkeypatch):
+    gating = trainer()
+    monkeypatch.setattr(gating, "predicted_useless", lambda attempt: attempt.problem == first)
+    first = gating.source.train(SEED, 0, 1)[0]
+    text = "\n".join(Story(gating).lines())
+    assert "problem 1: SKIPPED" in text and "problem 1, solutions" not in text and "problem 2, solutions" in text
+
+
+def test_rewards_are_those_of_the_step_and_their_arithmetic_holds(sections, real):
+    attempts, _, _ = real
+    told = [floats(line) for line in re.findall(r"reward = mean of (.*)", sections["5"].replace("\n            ", " "))]
+    expected = [rewards for a in attempts for rewards, said in zip(a.alignments, a.predictions, strict=True) if said]
+    assert len(told) == len(expected) == 11
+    for (*terms, mean), rewards in zip(told, expected, strict=True):
+        assert terms == pytest.approx([rewards.length, rewards.difficulty, rewards.notion], rel=1e-3)
+        assert mean == pytest.approx(sum(terms) / 3, rel=1e-3)
+    for guess, right, of, value in re.findall(r"0\.01\^\|(\S+) - (\d)/(\d)\| = ([\d.e-]+)", sections["5"]):
+        assert float(value) == pytest.approx(0.01 ** abs(float(guess) - int(right) / int(of)), rel=1e-3)
+
+
+def test_votes_count_each_solution_once_and_leave_out_what_the_problem_names(story):
+    (attempt,) = (attempt for attempt in story.attempts if attempt.pass_rate == 0.5)
+    with_flip = [right for text, right in zip(attempt.responses, attempt.correct, strict=True) if "flip" in text]
+    sign = attempt.problem.text[0]
+    told = explain.votes(attempt, ("Flip", "flip", " ", sign, "\x1b"))
+    right = sum(with_flip)
+    assert told == f"flip {right}:{len(with_flip) - right}, {sign} in the problem, \\x1b 0:0"
+
+
+def test_advantages_are_those_of_the_step_and_their_arithmetic_holds(sections, real):
+    _, sequences, _ = real
+    groups = re.findall(r"rewards (.*)\n +mean (\S+), std (\S+); advantages (.*)", sections["6"])
+    told = [advantage for *_, advantages in groups for advantage in floats(advantages)]
+    by_problem = [  # solutions and predictions of a problem follow one another; sequences are sorted by kind
+        sequence.advantage
+        for i in range(3)
+        for sequence in sequences[6 * i : 6 * i + 6] + sequences[18 + 4 * i : 18 + 4 * i + 4]
+    ]
+    assert told == pytest.approx(by_problem, abs=6e-4)
+    for rewards, mean, std, advantages in groups:
+        for reward, advantage in zip(floats(rewards), floats(advantages), strict=True):
+            assert advantage == pytest.approx((reward - float(mean)) / (float(std) + 1e-6), abs=0.02)
+    assert "+0.000, +0.000" in sections["6"]  # the problem that nobody solved
+
+
+def test_the_update_is_told_with_its_weights_and_figures(sections, real):
+    _, sequences, figures = real
+    assert f"loss {figures['loss']:.4f}, gradient norm {figures['grad_norm']:.3f}" in sections["7"]
+    for kind, name in (("solution", "solutions"), ("meta", "predictions")):
+        tokens = sum(len(s.response_ids) for s in sequences if s.kind == kind)
+        zero = [s.advantage == 0 for s in sequences if s.kind == kind]
+        assert f"{len(zero)} {name}, {sum(zero)} of them ({sum(zero) / len(zero):.0%})" in sections["7"]
+        assert f"{tokens} tokens, each of weight {1 / tokens:.6f}, together 1.0000" in sections["7"]
+    for advantage, weight, push in re.findall(r"tokens (\S+) x (\S+) = (\S+);", sections["7"]):
+        assert float(push) == pytest.approx(float(advantage) * float(weight), rel=2e-3)
+
+
+def test_a_step_of_other_settings_is_told_as_it_was():
+    other = Story(trainer(aggregation="sequence-mean", meta_weight=0.5, expert_batch=1))
+    text = "\n".join(other.lines())
+    for kind, total in (("solution", 1.0), ("meta", 0.5)):
+        weights = [weight for s, weight, *_ in other.rows if s.kind == kind for _ in s.response_ids]
+        assert sum(weights) == pytest.approx(total)
+        assert f"each of weight {min(weights):.6f} to {max(weights):.6f}, together {total:.4f}" in text
+    assert "imitated after the update above" in text
+
+
+def test_what_did_better_becomes_more_likely_and_what_did_worse_less(story, sections):
+    change = {1: 0.0, -1: 0.0}
+    for sequence, _, before, after in story.rows:
+        assert before == pytest.approx(sequence.sampled_logprobs, abs=1e-4)
+        if sequence.advantage:
+            change[1 if sequence.advantage > 0 else -1] += sum(after) - sum(before)
+    assert change[1] > 0.1 and change[-1] < -0.1
+    told = [floats(line)[-3:] for line in re.findall(r"sum of log p .*", sections["7"])]
+    assert len(told) == 4
+    assert sum(row[2] for row in told[::2]) == pytest.approx(change[1], abs=2e-3)
+    for before, after, difference in told:
+        assert difference == pytest.approx(after - before, abs=2e-3)
+
+
+def test_the_tokens_shown_are_those_of_the_best_rollout(story, sections):
+    sequence, weight, before, after = max(
+        (row for row in story.rows if row[0].kind == "solution"), key=lambda row: row[0].advantage
+    )
+    table = re.findall(r"(?m)^      (\d+) '.*' +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", sections["7"])
+    assert len(table) == 2 * explain.SHOWN_TOKENS
+    for place, *columns in table[: explain.SHOWN_TOKENS]:
+        t = int(place) - 1
+        p, log_change = math.exp(before[t]), after[t] - before[t]
+        push = sequence.advantage * weight * (1 - p)
+        assert [float(column) for column in columns] == pytest.approx(
+            [before[t], p, math.exp(after[t]), log_change, push], abs=1e-4
+        )
+
+
+def test_experts_are_those_that_wait_to_be_imitated(story, sections):
+    assert len(story.trainer.experts) == 1
+    assert all(answer in sections["8"] for _, answer in story.trainer.experts)
+    assert "nothing imitated yet, 1 of 16 together" in sections["8"]
+
+
+def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
+    flags = "--algo grpo --problems 5 --samples 4 --warmup-steps 10 --seed 3 --device cpu".split()
+    printed = run_script("train.py", "--explain", *flags).stdout
+    assert printed.startswith("One step of grpo: 5 problems, 0 predictions and 4 solutions")
+    assert printed.count("Off: there are no predictions") == 4 and "problem 1, predictions" not in printed
+    assert "learning rate 1e-05" in printed and "of all 5 problems 0 skipped" in printed and "20 solutions" in printed
+
+
+def test_what_a_model_wrote_cannot_steer_the_terminal():
+    assert safe("a\x1b[31m\n\u202e\ud800é") == "a\\x1b[31m\\n\\u202e\\ud800é"
+    assert safe("x" * 700) == "x" * 300 + " [... 100 characters left out ...] " + "x" * 300
+    hostile = Story(trainer(samples=10))
+    hostile.attempts[0].responses[:] = ["\x1b[2J" + "y" * 9000] * 10
+    lines = list(hostile.lines())
+    assert max(map(len, lines)) <= explain.WIDTH and "8404 characters left out" in " ".join(lines)
+    assert all(character.isprintable() for line in lines for character in line)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--samples", "1"], "--samples: found 1"),
+        (["--model", "no/such-model"], "no/such-model"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["--out", "somewhere"], "--out: --explain writes and resumes nothing"),
+        (["--resume"], "--resume: --explain writes and resumes nothing"),
+        (["--algo", "ppo"], "--algo"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, message):
+    finished = run_script("train.py", "--explain", *arguments)
+    assert finished.status and message in finished.stderr and "Traceback" not in finished.stderr
