@@ -1,6 +1,6 @@
 """Memory: what fits on a GPU, worked out before the first step, and what happens when it does not.
 
-`python memory.py` prints the table of the README; `train.py` prints `report` before the first step on CUDA. Memory
+`python memory.py` prints the table of RUNNING.md; `train.py` prints `report` before the first step on CUDA. Memory
 has two peaks, and `needs` counts the parts of both: while sampling there is a cache, in the update there are
 gradients, activations and logits. Weights, optimizer states and the copy to sample from are always there.
 
@@ -20,7 +20,7 @@ from logprobs import LOGITS_AT_ONCE
 GB = 10**9
 MARGIN = 1.0 * GB
 SIZES = (16, 24, 80, 141)  # GB: T4 or 4060 Ti, 3090 or 4090, A100 or H100, H200
-# What would make a model fit, each beside those before it; the letters stand in the README's table.
+# What would make a model fit, each beside those before it; the letters stand in that table.
 REMEDIES: dict[str, dict[str, Any]] = {
     "G": {"gradient_checkpointing": True},
     "S": {"max_cache_tokens": 2**15, "token_budget": 4096},
@@ -181,7 +181,7 @@ def within_memory(model, token_budget: int, longest: int, compute: Callable[[int
 
 
 def main() -> None:
-    """The table of the README, in Markdown: real models with their preset, in GB."""
+    """The table of RUNNING.md, in Markdown: real models with their preset, in GB."""
     from options import REAL_MODEL, Options
 
     options = Options(**REAL_MODEL)

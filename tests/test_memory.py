@@ -211,5 +211,5 @@ def test_the_report_is_printed_on_cuda_only(monkeypatch, capsys):
     assert printed.count("memory worked out") == 1 and "of 1.5" in printed and "too much" in printed
 
 
-def test_the_table_of_the_readme_is_what_the_command_prints():
-    assert run_script("memory.py").stdout.strip() in (ROOT / "README.md").read_text()
+def test_the_table_of_running_md_is_what_the_command_prints():
+    assert run_script("memory.py").stdout.strip() in (ROOT / "RUNNING.md").read_text()
