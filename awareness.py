@@ -142,6 +142,7 @@ def awareness(
     group: int = 16,
     gate_std: float = 0.1,
     gate_margin: float = 0.1,
+    gate_easy: bool = True,
     cutoff_multiplier: float = 2.0,
     max_new_tokens: int = 8192,
 ) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def awareness(
         if m
     ]
     result["notion_precision"] = float(np.mean(notions)) if notions else None
-    result["gate"] = _gate_figures(problems, predictions, rates, group, gate_std, gate_margin)
+    result["gate"] = _gate_figures(problems, predictions, rates, group, (gate_std, gate_margin, gate_easy))
     limits = [masa.length_limit(q, cutoff_multiplier, max_new_tokens) for q in predictions]
     result["cutoff"] = _cutoff_figures(problems, limits)
     return result
@@ -203,15 +204,16 @@ def _gate_figures(
     predictions: Sequence[list[MetaPrediction | None]],
     rates: NDArray,
     group: int,
-    gate_std: float,
-    gate_margin: float,
+    thresholds: tuple[float, float, bool],
 ) -> dict[str, Any]:
+    """thresholds: the last arguments of `masa.should_skip`."""
+    gate_std, _, gate_easy = thresholds
     right = [sum(problem["correct"]) for problem in problems]
     drawn = [len(problem["correct"]) for problem in problems]
     chance = np.array([zero_variance_chance(c, n, group) for c, n in zip(right, drawn, strict=True)])
-    skip = np.array([masa.should_skip(answers, gate_std, gate_margin) for answers in predictions])
-    agree = [masa.should_skip(answers, gate_std, 0.5) for answers in predictions]  # a margin of 1/2 holds every mean
-    edge = np.minimum(rates, 1 - rates)
+    skip = np.array([masa.should_skip(answers, *thresholds) for answers in predictions])
+    agree = [masa.should_skip(answers, gate_std, 1.0) for answers in predictions]  # a margin of 1 holds every mean
+    edge = np.minimum(rates, 1 - rates) if gate_easy else rates
     curves = {"agreeing": gate_curve(edge, agree, chance), "all": gate_curve(edge, ~np.isnan(edge), chance)}
     skipped = [problem for problem, gated in zip(problems, skip, strict=True) if gated]
     return {

@@ -224,7 +224,9 @@ def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
     if not problems:
         return None
     o = runs[0].options
-    thresholds = {name: o[name] for name in ("gate_std", "gate_margin", "cutoff_multiplier", "max_new_tokens")}
+    thresholds = {
+        name: o[name] for name in ("gate_std", "gate_margin", "gate_easy", "cutoff_multiplier", "max_new_tokens")
+    }
     found = awareness(problems, group=o["samples"], **thresholds)
     return found if "pass_rate" in found else None
 

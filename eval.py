@@ -166,6 +166,7 @@ def evaluate(
             group=options.group,
             gate_std=options.gate_std,
             gate_margin=options.gate_margin,
+            gate_easy=options.gate_easy,
             cutoff_multiplier=options.cutoff_multiplier,
             max_new_tokens=how.max_new_tokens,
         )

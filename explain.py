@@ -73,7 +73,8 @@ class Story:
     def lines(self) -> Iterator[str]:
         for name in ("start", "predict", "gate", "solve", "align", "advantages", "update", "clone"):
             section = getattr(self, name)
-            title, _, why = (" ".join(part.split()) for part in section.__doc__.format(o=self.o).partition("\n\n"))
+            text = section.__doc__.format(o=self.o, ends="0 or 1" if self.o.gate_easy else "0")
+            title, _, why = (" ".join(part.split()) for part in text.partition("\n\n"))
             off = name in ("predict", "gate", "align", "clone") and not self.o.predictions
             for line in [title, *(["   Off: there are no predictions."] if off else [why, *section()])]:
                 hang = " " * (len(line) - len(line.lstrip()) + 3 * line.startswith(" "))
@@ -109,7 +110,7 @@ class Story:
 
         Solutions are compared with one another: a problem that is all right or all wrong teaches nothing. It is skipped
         if the predicted pass rates agree (standard deviation below {o.gate_std:g}) on a mean within {o.gate_margin:g}
-        of 0 or 1. And a solution far longer than predicted seldom ends well: it is stopped.
+        of {ends}. And a solution far longer than predicted seldom ends well: it is stopped.
         """
         for name, attempt in self.shown:
             parsed = [said for said in attempt.predictions if said]

@@ -136,17 +136,19 @@ def predicted_pass_rate(predictions: Sequence[MetaPrediction | None]) -> float |
     return fmean(prediction.pass_rate for prediction in parsed) if parsed else None
 
 
-def should_skip(predictions: Sequence[MetaPrediction | None], std_threshold: float = 0.1, margin: float = 0.1) -> bool:
+def should_skip(
+    predictions: Sequence[MetaPrediction | None], std_threshold: float = 0.1, margin: float = 0.1, easy: bool = True
+) -> bool:
     """Predictive gating: is the problem predicted to be all-right or all-wrong, hence without advantage?
 
     True when the M predicted pass rates agree (population standard deviation < `std_threshold`) and their mean
-    is within `margin` of 0 or 1. The paper publishes the threshold 0.1 but no margin; 0.1 is our choice.
-    False when fewer than half of the predictions parsed.
+    is within `margin` of 0 or 1. The paper publishes the threshold 0.1 but no margin; 0.1 is our choice. With
+    `easy` off only the all-wrong are skipped. False when fewer than half of the predictions parsed.
     """
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
     if not rates or pstdev(rates) >= std_threshold:
         return False
-    return fmean(rates) <= margin + ROUNDING or fmean(rates) >= 1 - margin - ROUNDING
+    return fmean(rates) <= margin + ROUNDING or (easy and fmean(rates) >= 1 - margin - ROUNDING)
 
 
 def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float = 2.0, ceiling: int = 8192) -> int:

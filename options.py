@@ -103,6 +103,7 @@ class Options:
     gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all-right or all-wrong")
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
     gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 or 1 is predicted all-wrong or all-right")
+    gate_easy: bool = option(True, "MASA-efficient", "skip those predicted all right too, not only the all wrong")
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
     cutoff_multiplier: float = option(2.0, "MASA-efficient", "how far: this times the median predicted length")

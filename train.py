@@ -145,7 +145,8 @@ class Trainer:
             attempt.hint = hint if self.fits(attempt.problem, hint) else ()
 
     def predicted_useless(self, attempt: Attempt) -> bool:
-        return masa.should_skip(attempt.predictions, self.options.gate_std, self.options.gate_margin)
+        o = self.options
+        return masa.should_skip(attempt.predictions, o.gate_std, o.gate_margin, o.gate_easy)
 
     def predicted_limit(self, attempt: Attempt) -> int:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)

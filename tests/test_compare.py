@@ -85,7 +85,14 @@ def write_run(
     path = folder / variant / f"seed-{seed}"
     path.mkdir(parents=True)
     options = {"algo": algo, "seed": seed, "model": "tiny", "data": "arithmetic", "predictions": meta}
-    options |= {"samples": 4, "gate_std": 0.1, "gate_margin": 0.1, "cutoff_multiplier": 2.0, "max_new_tokens": 96}
+    options |= {
+        "samples": 4,
+        "gate_std": 0.1,
+        "gate_margin": 0.1,
+        "gate_easy": True,
+        "cutoff_multiplier": 2.0,
+        "max_new_tokens": 96,
+    }
     (path / "config.json").write_text(json.dumps(options))
     rows, evaluations = [], []
     for step, (spent, value) in enumerate(zip(tokens, accuracy, strict=True)):

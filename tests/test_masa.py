@@ -149,6 +149,12 @@ def test_an_expert_has_the_best_notions_and_the_true_figures():
     assert expert_target([], [], [20], 0.5) is None
 
 
+def test_a_gate_that_is_not_for_easy_problems_skips_the_hopeless_only():
+    hopeless, easy = ([MetaPrediction(rate, 10, ())] * 4 for rate in (0.0, 1.0))
+    assert should_skip(hopeless) and should_skip(easy)
+    assert should_skip(hopeless, easy=False) and not should_skip(easy, easy=False)
+
+
 def test_failures_have_an_expert_only_if_asked_for():
     group = [None, MetaPrediction(0.75, 9, ("a",)), MetaPrediction(0.5, 5, ("d",))]
     assert expert_target(group, [0.0] * 3, [], 0.0) is None
