@@ -23,6 +23,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 # What is different for any model but the embedded one. Values of the paper where it names them.
 REAL_MODEL: dict[str, Any] = {
     "data": "words",
+    "predictions": 4,
+    "meta_weight": 1.0,
+    "gate_easy": True,
     "lr": 1e-6,
     "expert_lr": 1e-6,
     "weight_decay": 0.1,
@@ -71,7 +74,7 @@ class Options:
 
     problems: int = option(16, "rollouts", "problems in a batch (P)")
     samples: int = option(16, "rollouts", "solutions to each problem (G)")
-    predictions: int = option(4, "rollouts", "meta-predictions for each problem (M); 0 for none")
+    predictions: int = option(2, "rollouts", "meta-predictions for each problem (M); 0 for none")
     max_prompt_tokens: int = option(128, "rollouts", "problems with a longer prompt are skipped and counted")
     max_new_tokens: int = option(96, "rollouts", "longest solution, in tokens")
     max_meta_tokens: int = option(24, "rollouts", "longest meta-prediction, in tokens")
@@ -82,7 +85,7 @@ class Options:
     reward_length: bool = option(True, "meta rewards", "reward predicted lengths that right solutions really have")
     reward_difficulty: bool = option(True, "meta rewards", "reward predicted pass rates near the actual ones")
     reward_notion: bool = option(True, "meta rewards", "reward notions that stand in right solutions")
-    meta_weight: float = option(1.0, "meta rewards", "weight of the meta loss beside the solution loss")
+    meta_weight: float = option(0.3, "meta rewards", "weight of the meta loss beside the solution loss")
 
     lr: float = option(1e-4, "update", "learning rate (AdamW)")
     warmup_steps: int = option(5, "update", "steps over which the learning rate rises from 0")
@@ -99,11 +102,11 @@ class Options:
     token_budget: int = option(2048, "update", "padded tokens in a micro-batch: lower it when memory runs out")
     gradient_checkpointing: bool = option(False, "update", "compute activations twice instead of keeping them")
 
-    efficient_from: int = option(40, "MASA-efficient", "from this step on predict, gate, then solve")
+    efficient_from: int = option(30, "MASA-efficient", "from this step on predict, gate, then solve")
     gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all-right or all-wrong")
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
     gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 or 1 is predicted all-wrong or all-right")
-    gate_easy: bool = option(True, "MASA-efficient", "skip those predicted all right too, not only the all wrong")
+    gate_easy: bool = option(False, "MASA-efficient", "skip those predicted all right too, not only the all wrong")
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
     cutoff_multiplier: float = option(2.0, "MASA-efficient", "how far: this times the median predicted length")
@@ -111,10 +114,10 @@ class Options:
         0.1, "MASA-efficient", "share of problems neither gated nor cut, to judge gate and cutoff on"
     )
     experts: bool = option(True, "MASA-efficient", "imitate the best predictions, corrected by what really happened")
-    expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation")
+    expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation; falls to 0 over the run")
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
     expert_failures: bool = option(
-        False, "MASA-efficient", "imitate pass rate 0 on problems that came out all wrong, which have no expert else"
+        True, "MASA-efficient", "imitate pass rate 0 on problems that came out all wrong, which have no expert else"
     )
     hints: bool = option(False, "MASA-efficient", "tell the solver the predicted notions")
 

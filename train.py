@@ -42,6 +42,8 @@ from options import OptionError, Options, build_parser, resolve_options
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
 EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
+# What may go wrong by no fault of the code: the message says all, a traceback would hide it.
+EXPECTED = OptionError, RunError, memory.OutOfMemory, parallel.LaunchError, policies.PolicyError, tasks.ProblemError
 MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
 # Cumulative figures, as metrics.jsonl has them.
 COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
@@ -145,8 +147,8 @@ class Trainer:
             attempt.hint = hint if self.fits(attempt.problem, hint) else ()
 
     def predicted_useless(self, attempt: Attempt) -> bool:
-        o = self.options
-        return masa.should_skip(attempt.predictions, o.gate_std, o.gate_margin, o.gate_easy)
+        thresholds = self.options.gate_std, self.options.gate_margin, self.options.gate_easy
+        return masa.should_skip(attempt.predictions, *thresholds)
 
     def predicted_limit(self, attempt: Attempt) -> int:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
@@ -196,9 +198,13 @@ class Trainer:
         return sequences
 
     def update(self, sequences: list[grpo.Sequence], step: int) -> dict:
-        """One GRPO update at the learning rate of this step; returns its figures."""
+        """One GRPO update; sets the learning rates of this step, that of imitation too. Returns its figures."""
+        o = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * min(1.0, step / max(1, self.options.warmup_steps))
+            group["lr"] = o.lr * min(1.0, step / max(1, o.warmup_steps))
+        # Adam's steps do not shrink with the gradient: once predictions are good, imitation would only shake the weights.
+        for group in self.expert_optimizer.param_groups:
+            group["lr"] = o.expert_lr * (1 - step / o.steps)
         model, settings = self.policy.model, self.update_settings
         with self.policy.autocast():
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)
@@ -383,14 +389,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ntrain.py: ended at once; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (
-        OptionError,
-        RunError,
-        memory.OutOfMemory,
-        parallel.LaunchError,
-        policies.PolicyError,
-        tasks.ProblemError,
-    ) as error:
+    except EXPECTED as error:
         sys.exit(f"train.py: {error}")
     print(f"\n{summary(rows)}\n\ntrained policy: {checkpoints(run)[-1]}")
 
