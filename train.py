@@ -202,7 +202,7 @@ class Trainer:
         o = self.options
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * min(1.0, step / max(1, o.warmup_steps))
-        # Adam's steps do not shrink with the gradient: once predictions are good, imitation would only shake the weights.
+        # Adam's steps do not shrink with the gradient: once predictions are good, imitation would only shake weights.
         for group in self.expert_optimizer.param_groups:
             group["lr"] = o.expert_lr * (1 - step / o.steps)
         model, settings = self.policy.model, self.update_settings
