@@ -41,8 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masa-no-notion": {"algo": "masa", "reward_notion": False},
     "masa-efficient": {"algo": "masa-efficient"},
     "efficient-no-gate": {"algo": "masa-efficient", "gate": False},
+    "efficient-gate-easy": {"algo": "masa-efficient", "gate_easy": True},
     "efficient-no-cutoff": {"algo": "masa-efficient", "cutoff": False},
     "efficient-no-experts": {"algo": "masa-efficient", "experts": False},
+    "efficient-no-failures": {"algo": "masa-efficient", "expert_failures": False},
     "efficient-hints": {"algo": "masa-efficient", "hints": True},
     "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # predictions are never acted on

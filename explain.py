@@ -20,13 +20,14 @@ import parallel
 from attempts import Attempt
 from grpo import token_weights
 from logprobs import Sequence, token_logprobs
-from options import OptionError, Options, preset
+from options import ALGORITHMS, OptionError, Options, preset
 from rewards import notion_reward
 
 WIDTH, LONGEST_TEXT = 100, 600  # columns of a terminal; characters of what others wrote
 SHOWN_PROBLEMS, SHOWN_SOLUTIONS, SHOWN_TOKENS = 3, 8, 8
 # Few problems, predictions acted on at once, and the full learning rate: a first step of a warm-up changes little.
-DEFAULTS: dict[str, Any] = {"problems": 3, "samples": 6, "efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
+DEFAULTS: dict[str, Any] = {"problems": 3, "samples": 6, "predictions": 4}
+DEFAULTS |= {"efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
 
 
 def tell(given: dict[str, Any], make_trainer: Callable) -> None:
@@ -35,7 +36,8 @@ def tell(given: dict[str, Any], make_trainer: Callable) -> None:
         raise OptionError(f"--{unwanted[0]}: --explain writes and resumes nothing; it takes a checkpoint by --model")
     if parallel.world() > 1:
         raise OptionError("--explain tells of one process: start it without torchrun")
-    options = Options(**preset(given.get("algo", Options.algo), given.get("model", Options.model)) | DEFAULTS | given)
+    algo, model = given.get("algo", Options.algo), given.get("model", Options.model)
+    options = Options(**preset(algo, model) | DEFAULTS | ALGORITHMS[algo] | given)
     print(*Story(make_trainer(options, options.model)).lines(), sep="\n")
 
 
@@ -229,10 +231,12 @@ class Story:
 
         The update only chooses among what was said. So the prediction with the best notions (reward at least 0.2) is
         kept, with the true pass rate and the median length of right solutions, and imitated as in supervised training.
+        Of a problem without right solutions, the first prediction is (--expert-failures), or success is all it learns.
         """
         for name, attempt in self.solved:
             notions = [rewards.notion for rewards in attempt.alignments]
-            expert = masa.expert_target(attempt.predictions, notions, attempt.correct_lengths, attempt.pass_rate)
+            happened = attempt.correct_lengths, attempt.pass_rate
+            expert = masa.expert_target(attempt.predictions, notions, *happened, self.o.expert_failures)
             none = f"none: {sum(attempt.correct)} solutions right, best notion reward {max(notions):.4g}"
             yield f"   {name}: {safe(masa.render_meta(expert)) if expert else none}"
         loss, waiting = self.figures["expert_loss"], f"{len(self.trainer.experts)} of {self.o.expert_batch} together"

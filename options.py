@@ -114,7 +114,8 @@ class Options:
         0.1, "MASA-efficient", "share of problems neither gated nor cut, to judge gate and cutoff on"
     )
     experts: bool = option(True, "MASA-efficient", "imitate the best predictions, corrected by what really happened")
-    expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation; falls to 0 over the run")
+    expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation, at first")
+    expert_steps: int = option(160, "MASA-efficient", "in so many steps it falls to 0, on a line")
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
     expert_failures: bool = option(
         True, "MASA-efficient", "imitate pass rate 0 on problems that came out all wrong, which have no expert else"
@@ -152,9 +153,9 @@ class Options:
         """Raise OptionError for values that make no sense, alone or together."""
         for name in ("problems", "samples", "steps", "max_new_tokens", "max_meta_tokens", "max_prompt_tokens"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems", "save_every"):
+        for name in ("minibatches", "token_budget", "expert_batch", "eval_every", "eval_problems"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("max_cache_tokens", "eval_samples", "keep", "candidates"):
+        for name in ("save_every", "expert_steps", "max_cache_tokens", "eval_samples", "keep", "candidates"):
             self._expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("predictions", "warmup_steps", "eval_predictions", "transcripts", "kl_coef", "meta_weight"):
             self._expect(getattr(self, name) >= 0, name, "at least 0")

@@ -204,7 +204,7 @@ class Trainer:
             group["lr"] = o.lr * min(1.0, step / max(1, o.warmup_steps))
         # Adam's steps do not shrink with the gradient: once predictions are good, imitation would only shake weights.
         for group in self.expert_optimizer.param_groups:
-            group["lr"] = o.expert_lr * (1 - step / o.steps)
+            group["lr"] = o.expert_lr * max(0.0, 1 - step / o.expert_steps)
         model, settings = self.policy.model, self.update_settings
         with self.policy.autocast():
             figures = grpo.update(model, self.optimizer, sequences, settings, reference=self.reference, seed=step)

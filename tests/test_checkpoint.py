@@ -272,7 +272,7 @@ def small_disk(tmp_path):
     mount = shutil.which("mount")
     if (
         not mount
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], capture_output=True).returncode
     ):
         pytest.skip("cannot mount a file system here")
     yield disk

@@ -131,11 +131,11 @@ def test_advantages_are_those_of_the_step_and_their_arithmetic_holds(sections, r
 def test_the_update_is_told_with_its_weights_and_figures(sections, real):
     _, sequences, figures = real
     assert f"loss {figures['loss']:.4f}, gradient norm {figures['grad_norm']:.3f}" in sections["7"]
-    for kind, name in (("solution", "solutions"), ("meta", "predictions")):
+    for kind, name, share in (("solution", "solutions", 1.0), ("meta", "predictions", 0.3)):
         tokens = sum(len(s.response_ids) for s in sequences if s.kind == kind)
         zero = [s.advantage == 0 for s in sequences if s.kind == kind]
         assert f"{len(zero)} {name}, {sum(zero)} of them ({sum(zero) / len(zero):.0%})" in sections["7"]
-        assert f"{tokens} tokens, each of weight {1 / tokens:.6f}, together 1.0000" in sections["7"]
+        assert f"{tokens} tokens, each of weight {share / tokens:.6f}, together {share:.4f}" in sections["7"]
     for advantage, weight, push in re.findall(r"tokens (\S+) x (\S+) = (\S+);", sections["7"]):
         assert float(push) == pytest.approx(float(advantage) * float(weight), rel=2e-3)
 
@@ -180,9 +180,9 @@ def test_the_tokens_shown_are_those_of_the_best_rollout(story, sections):
 
 
 def test_experts_are_those_that_wait_to_be_imitated(story, sections):
-    assert len(story.trainer.experts) == 1
+    assert len(story.trainer.experts) == 2
     assert all(answer in sections["8"] for _, answer in story.trainer.experts)
-    assert "nothing imitated yet, 1 of 16 together" in sections["8"]
+    assert "nothing imitated yet, 2 of 16 together" in sections["8"]
 
 
 def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
