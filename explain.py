@@ -162,11 +162,12 @@ class Story:
                 if said is None:
                     yield f"      {j}: cannot be read: 0"
                     continue
-                inside = f"{said.solution_length} {'inside' if rewards.length else 'outside'}: {rewards.length:g}"
+                inside = bool(lengths) and lengths[0] <= said.solution_length <= lengths[-1]
+                fits = f"{said.solution_length} {'inside' if inside else 'outside'}: {rewards.length:.4g}"
                 error = f"0.01^|{said.pass_rate} - {share}| = {rewards.difficulty:.4g}"
                 terms = ", ".join(f"{getattr(rewards, part):.4g}" for part in self.o.reward_components)
                 mean = f"reward = mean of {terms} = {rewards.mean(self.o.reward_components):.4g}"
-                yield f"      {j}: length {inside}; difficulty {error};"
+                yield f"      {j}: length {fits}; difficulty {error};"
                 yield f"         notions {votes(attempt, said.notions)}: {rewards.notion:.4g}; {mean}"
 
     def advantages(self) -> Iterator[str]:
