@@ -113,7 +113,8 @@ def oracle_gate(right: ArrayLike, drawn: ArrayLike, group: int, share: float) ->
 
 
 def gate_curve(edge: ArrayLike, agree: ArrayLike, chance: ArrayLike) -> list[dict[str, float | None]]:
-    """The gate's scores at every margin. edge: distance of the predicted rate from 0 or 1 (NaN: never skipped).
+    """The gate's scores at every margin. edge: distance of the predicted rate from 0, or from the nearer
+    of 0 and 1 (NaN: never skipped).
 
     agree: do the predictions agree enough to be believed?  chance: of zero variance.  All (problems,).
     """

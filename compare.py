@@ -223,7 +223,7 @@ def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
     problems = [problem for run in runs for row in list(run.evaluations())[-1:] for problem in row["problems"]]
     if not problems:
         return None
-    o = runs[0].options
+    o = {"gate_easy": True} | runs[0].options  # the paper's gate, in runs from before there was a choice
     thresholds = {
         name: o[name] for name in ("gate_std", "gate_margin", "gate_easy", "cutoff_multiplier", "max_new_tokens")
     }

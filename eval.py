@@ -270,9 +270,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, help=f"{text}; without it as in training: see options.py")
     parser.add_argument("--gate-std", type=float, default=0.1, help="predictions agree below this standard deviation")
-    parser.add_argument("--gate-margin", type=float, default=0.1, help="a mean this near to 0 or 1 is skipped")
+    parser.add_argument("--gate-margin", type=float, default=0.1, help="a mean this near to 0 is skipped")
     parser.add_argument(
-        "--gate-easy", action=argparse.BooleanOptionalAction, default=False, help="skip those near 1, not only near 0"
+        "--gate-easy",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="a mean near 1 is skipped, too (so are they in the training of real models)",
     )
     parser.add_argument("--cutoff-multiplier", type=float, default=2.0, help="limit: this times the predicted length")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")

@@ -193,9 +193,9 @@ class Story:
 
         loss = -sum of weight x advantage x ratio over all tokens; the ratio, p now / p when drawn, is 1 at first. So
         weight x advantage is the push on the log-prob of a token. --aggregation {o.aggregation} sets the weights (1 /
-        tokens for token-mean), for each kind apart, or the few tokens of predictions would hardly count. A sure token
-        hardly moves: log p has the slope 1 - p by its own logit. And what is pushed up here may be pushed down harder
-        in another rollout.
+        tokens for token-mean), for each kind apart, or the few tokens of predictions would hardly count; theirs are
+        then multiplied by --meta-weight {o.meta_weight:g}. A sure token hardly moves: log p has the slope 1 - p by its
+        own logit. And what is pushed up here may be pushed down harder in another rollout.
         """
         loss, norm = self.figures["loss"] or 0.0, self.figures["grad_norm"] or 0.0
         rate = f"AdamW at learning rate {self.trainer.optimizer.param_groups[0]['lr']:g}"

@@ -26,6 +26,7 @@ REAL_MODEL: dict[str, Any] = {
     "predictions": 4,
     "meta_weight": 1.0,
     "gate_easy": True,
+    "expert_steps": 200,
     "lr": 1e-6,
     "expert_lr": 1e-6,
     "weight_decay": 0.1,
@@ -103,10 +104,10 @@ class Options:
     gradient_checkpointing: bool = option(False, "update", "compute activations twice instead of keeping them")
 
     efficient_from: int = option(30, "MASA-efficient", "from this step on predict, gate, then solve")
-    gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all-right or all-wrong")
+    gate: bool = option(True, "MASA-efficient", "do not solve problems predicted all wrong")
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
-    gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 or 1 is predicted all-wrong or all-right")
-    gate_easy: bool = option(False, "MASA-efficient", "skip those predicted all right too, not only the all wrong")
+    gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 is predicted all wrong")
+    gate_easy: bool = option(False, "MASA-efficient", "nor those predicted all right: a mean as near to 1")
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
     cutoff_multiplier: float = option(2.0, "MASA-efficient", "how far: this times the median predicted length")
@@ -196,7 +197,7 @@ class Options:
 
 def preset(algo: str, model: str) -> dict[str, Any]:
     """The defaults of an algorithm for a model, where they differ from those of `Options`."""
-    return ALGORITHMS[algo] | ({} if is_embedded(model) else REAL_MODEL)
+    return ({} if is_embedded(model) else REAL_MODEL) | ALGORITHMS[algo]
 
 
 def is_embedded(model: str) -> bool:

@@ -84,12 +84,8 @@ def shared_out(problems: Sequence[dict], k: int) -> list[int]:
 
 def hopeless_none(problems: Sequence[dict], k: int) -> list[int]:
     """Shared out, but nothing for problems that the gate takes for all wrong."""
-    return [0 if predicted_hopeless(p) else count for p, count in zip(problems, shared_out(problems, k), strict=True)]
-
-
-def predicted_hopeless(problem: dict) -> bool:
-    predictions = read_predictions(problem)
-    return masa.should_skip(predictions) and (masa.predicted_pass_rate(predictions) or 0.0) < 0.5
+    hopeless = [masa.should_skip(read_predictions(problem), easy=False) for problem in problems]
+    return [0 if skip else count for skip, count in zip(hopeless, shared_out(problems, k), strict=True)]
 
 
 def curve(

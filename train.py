@@ -102,7 +102,8 @@ class Trainer:
         update = self.update(sequences, step)
         self.count_trained(sequences if self.reference else [s for s in sequences if s.advantage])
         # 8. clone the experts
-        expert_loss = self.clone_experts(solved) if self.options.experts else None
+        cloning = self.options.experts and step < self.options.expert_steps
+        expert_loss = self.clone_experts(solved) if cloning else None
         bad = self.counters["skipped_updates"] > skipped
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if bad else 0
         return self.metrics(attempts, solved) | update | {"expert_loss": expert_loss}, attempts

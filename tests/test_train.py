@@ -189,7 +189,31 @@ def test_no_correct_rollout_is_handled():
     figures, _ = trainer.step(1)
     assert figures["train_pass_rate"] == 0 and figures["reward_length"] == 0
     assert figures["expert_loss"] is None
-    assert all(masa.parse_meta(answer).pass_rate == 0 for _, answer in trainer.experts)  # failures have experts too
+    told = [masa.parse_meta(answer).pass_rate for _, answer in trainer.experts]
+    assert told == [0.0, 0.0]  # failures have experts, too
+
+
+def test_imitation_fades():
+    trainer = small_trainer(expert_lr=4e-4, expert_steps=100)
+    found = {}
+    for step in (0, 25, 100, 150):
+        trainer.update([], step)
+        found[step] = trainer.expert_optimizer.param_groups[0]["lr"]
+    assert found == pytest.approx({0: 4e-4, 25: 3e-4, 100: 0.0, 150: 0.0})
+
+
+@pytest.mark.parametrize(("rate", "easy", "gated"), [(0.0, False, True), (1.0, False, False), (1.0, True, True)])
+def test_easy_problems_are_gated_only_if_asked_for(rate, easy, gated, monkeypatch):
+    trainer = small_trainer(gate_easy=easy, explore=0.0)
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(rate, 40, ("flip",)))
+    _, attempts = trainer.step(1)
+    assert {attempt.gated for attempt in attempts} == {gated}
+
+
+def test_grpo_predicts_nothing_whatever_the_model():
+    for model in ("tiny", "somewhere"):
+        chosen, _ = resolve_options({"algo": "grpo", "model": model})
+        assert (chosen.predictions, chosen.gate, chosen.experts) == (0, False, False)
 
 
 def test_hints_are_the_predicted_notions_in_the_solution_prompt(monkeypatch):
