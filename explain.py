@@ -26,8 +26,14 @@ from rewards import notion_reward
 WIDTH, LONGEST_TEXT = 100, 600  # columns of a terminal; characters of what others wrote
 SHOWN_PROBLEMS, SHOWN_SOLUTIONS, SHOWN_TOKENS = 3, 8, 8
 # Few problems, predictions acted on at once, and the full learning rate: a first step of a warm-up changes little.
-DEFAULTS: dict[str, Any] = {"problems": 3, "samples": 6, "predictions": 4}
-DEFAULTS |= {"efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
+DEFAULTS: dict[str, Any] = {
+    "problems": 3,
+    "samples": 6,
+    "predictions": 4,
+    "efficient_from": 1,
+    "explore": 0.0,
+    "warmup_steps": 0,
+}
 
 
 def tell(given: dict[str, Any], make_trainer: Callable) -> None:

@@ -179,6 +179,12 @@ def first_and_last(runs: Sequence[Run]) -> tuple[list, list]:
     return before, after
 
 
+def pass_rates(found: Sequence[tuple], colour: str) -> str:
+    """A scatter of what `predicted_and_actual` found."""
+    points = [(predicted, actual) for predicted, actual, *_ in found]
+    return charts.scatter(points, colour, "predicted pass rate", "actual pass rate")
+
+
 def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
     """Predicted against actual pass rate at the first and the last evaluation, and how well calibrated both are."""
     parts = [
@@ -192,10 +198,7 @@ def predictions(variants: dict[str, list[Run]], colours: dict[str, str]) -> str:
             continue
         cards = []
         for title, found, colour in (("before training", before, "#5d6a73"), ("after training", after, colours[name])):
-            points = [(predicted, actual) for predicted, actual, *_ in found]
-            cards.append(
-                card(f"{name}: {title}", charts.scatter(points, colour, "predicted pass rate", "actual pass rate"))
-            )
+            cards.append(card(f"{name}: {title}", pass_rates(found, colour)))
         lines = []
         for title, found, colour in (("before", before, "#9aa5ad"), ("after", after, colours[name])):
             predicted, _, right, drawn = zip(*found, strict=True) if found else ((), (), (), ())
@@ -327,8 +330,7 @@ def pictures(runs: Sequence[Run]) -> dict[str, str]:
             continue
         panels = []
         for title, pairs in zip(("before training", "after training"), first_and_last(seeds), strict=True):
-            points = [(predicted, actual) for predicted, actual, *_ in pairs]
-            panels.append((title, charts.scatter(points, colours[name], "predicted pass rate", "actual pass rate")))
+            panels.append((title, pass_rates(pairs, colours[name])))
         found[f"awareness-{name}.svg"] = charts.picture(panels)
     return found
 

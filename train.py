@@ -273,7 +273,7 @@ class Trainer:
             samples=self.options.eval_samples,
             predictions=self.options.eval_predictions,
             how=self.how,
-            progress=lambda it: tqdm(it, desc="evaluating", unit="batch", leave=False, disable=parallel.rank() > 0),
+            progress=lambda parts: tqdm(parts, "evaluating", unit="batch", leave=False, disable=parallel.rank() > 0),
         )
         result = evaluation.summarize(attempts)
         return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
