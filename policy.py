@@ -12,7 +12,7 @@ Run `python policy.py` for an example.
 import contextlib
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,18 @@ class Policy:
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
-    def encode(self, message: str) -> list[int]:
-        """Prompt ids of a user message: the chat template (thinking mode off) or, for base models, plain text."""
+    def encode(self, message: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Prompt ids of a user message: the chat template (thinking mode off) or, for base models, plain text.
+
+        `before`: (message, answer) pairs shown before it, as turns of the chat.
+        """
         if self.tokenizer.chat_template is None:
-            return self.tokenizer.encode(f"{message}\n\n")
+            return self.tokenizer.encode(
+                "".join(f"{said}\n\n{answer}\n\n" for said, answer in before) + f"{message}\n\n"
+            )
+        turns = [turn for said, answer in before for turn in (("user", said), ("assistant", answer))]
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
+            [{"role": role, "content": content} for role, content in [*turns, ("user", message)]],
             add_generation_prompt=True,
             enable_thinking=False,  # read by templates that know it (Qwen3), ignored by the others
             return_dict=False,

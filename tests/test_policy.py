@@ -86,6 +86,15 @@ def test_a_base_model_gets_a_plain_template(embedded, tmp_path):
     assert loaded.decode(loaded.encode("9+8")) == "9+8\n\n"
 
 
+def test_examples_are_turns_of_the_chat_and_plain_text_for_a_base_model(embedded, tmp_path):
+    embedded.save(tmp_path)
+    loaded = policy.load(str(tmp_path), device="cpu")
+    assert loaded.tokenizer.decode(loaded.encode("c", [("a", "b")])) == "<user>a<user>b<user>c<assistant>"
+    (tmp_path / "chat_template.jinja").unlink()
+    loaded = policy.load(str(tmp_path), device="cpu")
+    assert loaded.tokenizer.decode(loaded.encode("c", [("a", "b")])) == "a\n\nb\n\nc\n\n"
+
+
 def test_every_configured_end_token_counts(embedded, tmp_path):
     embedded.save(tmp_path)
     config = json.loads((tmp_path / "generation_config.json").read_text())
