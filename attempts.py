@@ -133,6 +133,28 @@ def align(attempts: Sequence[Attempt]) -> None:
         ]
 
 
+def experts(attempts: Sequence[Attempt], failures: bool, least_notion_reward: float) -> list[tuple[str, str]]:
+    """(problem, expert answer) pairs to imitate, see `masa.expert_target`; of failures no more than problems solved.
+
+    Where most problems come out all wrong, imitating all of them teaches to predict 0 whatever the problem.
+    """
+    room = sum(bool(attempt.correct_lengths) for attempt in attempts)
+    found = []
+    for attempt in attempts:
+        room -= not attempt.correct_lengths
+        expert = masa.expert_target(
+            attempt.predictions,
+            [rewards.notion for rewards in attempt.alignments],
+            attempt.correct_lengths,
+            attempt.pass_rate,
+            failures and room >= 0,
+            least_notion_reward,
+        )
+        if expert is not None:
+            found.append((attempt.problem.text, masa.render_meta(expert)))
+    return found
+
+
 def probe(
     policy: Policy, attempts: Sequence[Attempt], n: int, how: Sampling, generator: torch.Generator
 ) -> list[float]:

@@ -17,7 +17,7 @@ import torch
 
 import masa
 import parallel
-from attempts import Attempt
+from attempts import Attempt, experts
 from grpo import token_weights
 from logprobs import Sequence, token_logprobs
 from options import ALGORITHMS, OptionError, Options, preset
@@ -238,14 +238,14 @@ class Story:
 
         The update only chooses among what was said. So the prediction with the best notions (reward at least 0.2) is
         kept, with the true pass rate and the median length of right solutions, and imitated as in supervised training.
-        Of a problem without right solutions, the first prediction is (--expert-failures), or success is all it learns.
+        Of a problem without right solutions, the first prediction is (--expert-failures), or success is all it learns;
+        but of no more of these than problems were solved, or failure is.
         """
+        kept = dict(experts([a for _, a in self.solved], self.o.expert_failures, self.o.expert_notion))
         for name, attempt in self.solved:
-            notions = [rewards.notion for rewards in attempt.alignments]
-            happened = attempt.correct_lengths, attempt.pass_rate
-            expert = masa.expert_target(attempt.predictions, notions, *happened, self.o.expert_failures)
-            none = f"none: {sum(attempt.correct)} solutions right, best notion reward {max(notions):.4g}"
-            yield f"   {name}: {safe(masa.render_meta(expert)) if expert else none}"
+            notion = max(rewards.notion for rewards in attempt.alignments)
+            none = f"none: {sum(attempt.correct)} solutions right, best notion reward {notion:.4g}"
+            yield f"   {name}: {safe(kept.get(attempt.problem.text, none))}"
         loss, waiting = self.figures["expert_loss"], f"{len(self.trainer.experts)} of {self.o.expert_batch} together"
         done = "nothing imitated yet" if loss is None else f"imitated after the update above, at loss {loss:.4f}"
         yield f"   {done}, {waiting} (--expert-batch)" if self.o.experts else "   not imitated (--no-experts)"

@@ -31,7 +31,6 @@ PASS_RATE_SCALE = 8
 MAX_SOLUTION_LENGTH = 1_000_000  # a longer prediction, in tokens, is out of range
 MAX_META_CHARACTERS = 20_000  # only the end of a longer answer is searched: bounds the time of `parse_meta`
 ROUNDING = 1e-9  # 1.1 x 100 is 110.00000000000001 in floating point, and the mean of three .1 is above .1
-MIN_EXPERT_NOTION_REWARD = 0.2  # a trajectory with a lower notion reward is no expert
 
 SOLVE_INSTRUCTION = "\nReason step by step. The last line must be: The final answer is \\boxed{answer}."
 HINT_INSTRUCTION = "\nThese notions may help: "
@@ -168,11 +167,13 @@ def expert_target(
     correct_lengths: Sequence[int],
     pass_rate: float,
     failures: bool = False,
+    least_notion_reward: float = 0.2,
 ) -> MetaPrediction | None:
     """The expert trajectory of a problem: its best-scored notions with the *true* length and pass rate.
 
-    The notions are those of the prediction with the highest notion reward, which must be at least 0.2; the
-    length is the median of the correct rollouts' lengths, in tokens. None when there is nothing to learn from.
+    The notions are those of the prediction with the highest notion reward, which must be at least 0.2 (the paper's
+    threshold); the length is the median of the correct rollouts' lengths, in tokens. None when there is nothing to
+    learn from.
 
     In the paper a problem without a right rollout has no expert, so what is imitated are successes only, and the
     policy learns to expect success. `failures`: such a problem's expert is its first prediction that parsed, with
@@ -184,7 +185,7 @@ def expert_target(
     scored = [
         (reward, prediction)
         for reward, prediction in zip(notion_rewards, predictions, strict=True)
-        if prediction is not None and reward >= MIN_EXPERT_NOTION_REWARD
+        if prediction is not None and reward >= least_notion_reward
     ]
     if not scored or not correct_lengths:
         return None

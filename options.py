@@ -108,6 +108,9 @@ class Options:
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
     gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 is predicted all wrong")
     gate_easy: bool = option(False, "MASA-efficient", "nor those predicted all right: a mean as near to 1")
+    gate_trust: float = option(
+        0.8, "MASA-efficient", "gate only while its precision (on explored problems) is at least"
+    )
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
     cutoff_multiplier: float = option(2.0, "MASA-efficient", "how far: this times the median predicted length")
@@ -118,6 +121,7 @@ class Options:
     expert_lr: float = option(3e-4, "MASA-efficient", "learning rate of the imitation, at first")
     expert_steps: int = option(160, "MASA-efficient", "in so many steps it falls to 0, on a line")
     expert_batch: int = option(16, "MASA-efficient", "expert predictions in one step of imitation")
+    expert_notion: float = option(0.2, "MASA-efficient", "least notion reward of a prediction to imitate")
     expert_failures: bool = option(
         True, "MASA-efficient", "imitate pass rate 0 on problems that came out all wrong, which have no expert else"
     )
@@ -165,7 +169,7 @@ class Options:
             self._expect(getattr(self, name) >= 0, name, "at least 0")
         for name in ("max_grad_norm", "cutoff_multiplier"):
             self._expect(getattr(self, name) > 0, name, "above 0")
-        for name in ("explore", "hopeless"):
+        for name in ("explore", "hopeless", "gate_trust", "expert_notion"):
             self._expect(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         self._expect(self.samples >= 2, "samples", "at least 2: an advantage is a comparison within a group")
         self._expect(self.temperature > 0, "temperature", "above 0: greedy rollouts are all the same")

@@ -34,7 +34,7 @@ import policy as policies
 import selection
 import tasks
 import verify
-from attempts import Attempt, Sampling, align, predict, solve
+from attempts import Attempt, Sampling, align, experts, predict, solve
 from journal import RunError, RunFolder, checkpoints, live, read_rows, step_figures, summary, transcript
 from logprobs import check_head
 from options import OptionError, Options, build_parser, resolve_options
@@ -141,7 +141,7 @@ class Trainer:
     def decide(self, attempt: Attempt) -> None:
         """Gate, cutoff and hint of one problem, from its predictions (paper section 3.3)."""
         if not attempt.exploring:
-            attempt.gated = self.options.gate and self.predicted_useless(attempt)
+            attempt.gated = self.options.gate and self.gate_is_trusted() and self.predicted_useless(attempt)
             attempt.limit = self.predicted_limit(attempt) if self.options.cutoff else None
         if self.options.hints:
             hint = masa.hint_notions(attempt.predictions)
@@ -150,6 +150,11 @@ class Trainer:
     def predicted_useless(self, attempt: Attempt) -> bool:
         thresholds = self.options.gate_std, self.options.gate_margin, self.options.gate_easy
         return masa.should_skip(attempt.predictions, *thresholds)
+
+    def gate_is_trusted(self) -> bool:
+        """Has the gate been right often enough on explored problems? (One that was not judged yet is trusted.)"""
+        useless = [zero_variance for gated, zero_variance, *_ in self.explored if gated]
+        return sum(useless) >= self.options.gate_trust * len(useless)
 
     def predicted_limit(self, attempt: Attempt) -> int:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
@@ -218,12 +223,7 @@ class Trainer:
 
     def clone_experts(self, solved: list[Attempt]) -> float | None:
         """Collect expert predictions and, once a batch is full, imitate it; returns the loss of the last step."""
-        for attempt in solved:
-            notions = [rewards.notion for rewards in attempt.alignments]
-            happened = attempt.correct_lengths, attempt.pass_rate
-            expert = masa.expert_target(attempt.predictions, notions, *happened, self.options.expert_failures)
-            if expert is not None:
-                self.experts.append((attempt.problem.text, masa.render_meta(expert)))
+        self.experts += experts(solved, self.options.expert_failures, self.options.expert_notion)
         loss = None
         while len(self.experts) >= self.options.expert_batch:
             batch, self.experts = self.experts[: self.options.expert_batch], self.experts[self.options.expert_batch :]

@@ -189,8 +189,30 @@ def test_no_correct_rollout_is_handled():
     figures, _ = trainer.step(1)
     assert figures["train_pass_rate"] == 0 and figures["reward_length"] == 0
     assert figures["expert_loss"] is None
-    told = [masa.parse_meta(answer).pass_rate for _, answer in trainer.experts]
-    assert told == [0.0, 0.0]  # failures have experts, too
+    assert trainer.experts == []  # failures alone would teach to predict 0, whatever the problem
+
+
+def test_failures_have_experts_but_no_more_than_problems_were_solved(monkeypatch):
+    trainer = small_trainer(efficient_from=99, expert_batch=99, expert_notion=0.0)
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(0.5, 20, ("carry",)))
+    right = iter([True] * 8 + [False] * 999)  # 4 solutions a problem: two problems solved, the others not
+
+    def reward(*_):
+        return float(next(right))
+
+    monkeypatch.setattr("attempts.solution_reward", reward)
+    trainer.step(1)
+    assert [json.loads(answer)["pass_rate"] for _, answer in trainer.experts] == [8, 8, 0, 0]  # of 8 attempts
+
+
+def test_a_gate_that_was_mostly_wrong_on_explored_problems_does_not_act(monkeypatch):
+    trainer = small_trainer(efficient_from=0, explore=0.0)
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(0.0, 20, ()))
+    assert trainer.step(1)[0]["gated_frac"] == 1  # not judged yet
+    trainer.explored.extend([(True, True, 0, 0)] * 8 + [(True, False, 0, 0)] * 2 + [(False, False, 0, 0)] * 5)
+    assert trainer.step(2)[0]["gated_frac"] == 1  # right in 8 of 10
+    trainer.explored.append((True, False, 0, 0))
+    assert trainer.step(3)[0]["gated_frac"] == 0  # in 8 of 11
 
 
 def test_imitation_fades():
