@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masa-no-notion": {"algo": "masa", "reward_notion": False},
     "masa-efficient": {"algo": "masa-efficient"},
     "efficient-no-gate": {"algo": "masa-efficient", "gate": False},
-    "efficient-gate-easy": {"algo": "masa-efficient", "gate_easy": True, "gate_trust": 0.0},  # the paper's gate
+    "efficient-gate-easy": {"algo": "masa-efficient", "gate_easy": True, "gate_loss": 1.0},  # the paper's gate
     "efficient-no-cutoff": {"algo": "masa-efficient", "cutoff": False},
     "efficient-no-experts": {"algo": "masa-efficient", "experts": False},
     "efficient-no-failures": {"algo": "masa-efficient", "expert_failures": False},

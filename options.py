@@ -108,8 +108,10 @@ class Options:
     gate_std: float = option(0.1, "MASA-efficient", "predictions agree when their standard deviation is below this")
     gate_margin: float = option(0.1, "MASA-efficient", "a mean this near to 0 is predicted all wrong")
     gate_easy: bool = option(False, "MASA-efficient", "nor those predicted all right: a mean as near to 1")
-    gate_trust: float = option(
-        0.8, "MASA-efficient", "gate only while its precision (on explored problems) is at least"
+    gate_loss: float = option(
+        0.2,
+        "MASA-efficient",
+        "gate only while it would have skipped at most this share of explored problems that teach",
     )
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")
@@ -169,7 +171,7 @@ class Options:
             self._expect(getattr(self, name) >= 0, name, "at least 0")
         for name in ("max_grad_norm", "cutoff_multiplier"):
             self._expect(getattr(self, name) > 0, name, "above 0")
-        for name in ("explore", "hopeless", "gate_trust", "expert_notion"):
+        for name in ("explore", "hopeless", "gate_loss", "expert_notion"):
             self._expect(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1")
         self._expect(self.samples >= 2, "samples", "at least 2: an advantage is a comparison within a group")
         self._expect(self.temperature > 0, "temperature", "above 0: greedy rollouts are all the same")

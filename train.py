@@ -152,9 +152,9 @@ class Trainer:
         return masa.should_skip(attempt.predictions, *thresholds)
 
     def gate_is_trusted(self) -> bool:
-        """Has the gate been right often enough on explored problems? (One that was not judged yet is trusted.)"""
-        useless = [zero_variance for gated, zero_variance, *_ in self.explored if gated]
-        return sum(useless) >= self.options.gate_trust * len(useless)
+        """Would the gate have let pass what taught something? (One that was not judged yet is trusted.)"""
+        lost = [gated for gated, zero_variance, *_ in self.explored if not zero_variance]
+        return sum(lost) <= self.options.gate_loss * len(lost)
 
     def predicted_limit(self, attempt: Attempt) -> int:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
