@@ -111,7 +111,7 @@ class Options:
     gate_loss: float = option(
         0.2,
         "MASA-efficient",
-        "gate only while it would have skipped at most this share of explored problems that teach",
+        "predictions are acted on while the gate would skip at most this share of what teaches",
     )
     fill: str = option("nothing", "MASA-efficient", "what takes a gated problem's place", ("nothing", "fresh"))
     cutoff: bool = option(True, "MASA-efficient", "stop solutions that grow far beyond the predicted length")

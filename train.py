@@ -83,7 +83,7 @@ class Trainer:
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
         """One step of training: returns its metrics and its attempts."""
-        efficient = step >= self.options.efficient_from  # before, predictions are trained, but not acted on
+        efficient = self.acts(step)  # before, predictions are trained, but not acted on
         # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
         self.announce("predicting")
         attempts = self.predict_and_gate(step, efficient)
@@ -111,6 +111,12 @@ class Trainer:
     def before_training(self) -> tuple[dict, list[Attempt]]:
         """What `step` returns, for step 0: nothing is trained yet."""
         return self.metrics([], []) | self.update([], 0) | {"expert_loss": None}, []
+
+    def acts(self, step: int) -> bool:
+        """Are predictions acted on? Not before --efficient-from, nor while the gate would skip much of what teaches."""
+        lost = [gated for gated, zero_variance, *_ in self.explored if not zero_variance]
+        trusted = sum(lost) <= self.options.gate_loss * len(lost)
+        return step >= self.options.efficient_from and (trusted or not self.options.gate)
 
     def predict_and_gate(self, step: int, efficient: bool, draw: int = 0) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
@@ -141,7 +147,7 @@ class Trainer:
     def decide(self, attempt: Attempt) -> None:
         """Gate, cutoff and hint of one problem, from its predictions (paper section 3.3)."""
         if not attempt.exploring:
-            attempt.gated = self.options.gate and self.gate_is_trusted() and self.predicted_useless(attempt)
+            attempt.gated = self.options.gate and self.predicted_useless(attempt)
             attempt.limit = self.predicted_limit(attempt) if self.options.cutoff else None
         if self.options.hints:
             hint = masa.hint_notions(attempt.predictions)
@@ -150,11 +156,6 @@ class Trainer:
     def predicted_useless(self, attempt: Attempt) -> bool:
         thresholds = self.options.gate_std, self.options.gate_margin, self.options.gate_easy
         return masa.should_skip(attempt.predictions, *thresholds)
-
-    def gate_is_trusted(self) -> bool:
-        """Would the gate have let pass what taught something? (One that was not judged yet is trusted.)"""
-        lost = [gated for gated, zero_variance, *_ in self.explored if not zero_variance]
-        return sum(lost) <= self.options.gate_loss * len(lost)
 
     def predicted_limit(self, attempt: Attempt) -> int:
         return masa.length_limit(attempt.predictions, self.options.cutoff_multiplier, self.options.max_new_tokens)
