@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "efficient-hints": {"algo": "masa-efficient", "hints": True},
     "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # predictions are never acted on
-    "sequential": {"algo": "masa-efficient", "efficient_from": 1},  # and from the first step on
+    "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},  # always are
     "choose": {"algo": "masa-efficient", "gate": False, "select": "informative"},
     "share": {"algo": "masa-efficient", "gate": False, "share_samples": True},
 }

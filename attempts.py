@@ -134,25 +134,24 @@ def align(attempts: Sequence[Attempt]) -> None:
 
 
 def experts(attempts: Sequence[Attempt], failures: bool, least_notion_reward: float) -> list[tuple[str, str]]:
-    """(problem, expert answer) pairs to imitate, see `masa.expert_target`; of failures no more than problems solved.
+    """(problem, expert answer) pairs to imitate, see `masa.expert_target`; no more failures than others among them.
 
     Where most problems come out all wrong, imitating all of them teaches to predict 0 whatever the problem.
     """
-    room = sum(bool(attempt.correct_lengths) for attempt in attempts)
-    found = []
-    for attempt in attempts:
-        room -= not attempt.correct_lengths
-        expert = masa.expert_target(
-            attempt.predictions,
-            [rewards.notion for rewards in attempt.alignments],
-            attempt.correct_lengths,
-            attempt.pass_rate,
-            failures and room >= 0,
-            least_notion_reward,
-        )
-        if expert is not None:
-            found.append((attempt.problem.text, masa.render_meta(expert)))
-    return found
+
+    def expert(attempt: Attempt) -> MetaPrediction | None:
+        notions = [rewards.notion for rewards in attempt.alignments]
+        happened = attempt.correct_lengths, attempt.pass_rate
+        return masa.expert_target(attempt.predictions, notions, *happened, failures, least_notion_reward)
+
+    found = [(attempt.problem.text, target) for attempt in attempts if (target := expert(attempt))]
+    room = sum(target.pass_rate > 0 for _, target in found)
+    kept = []
+    for text, target in found:
+        room -= target.pass_rate == 0
+        if target.pass_rate > 0 or room >= 0:
+            kept.append((text, masa.render_meta(target)))
+    return kept
 
 
 def probe(

@@ -236,12 +236,13 @@ class Story:
     def clone(self) -> Iterator[str]:
         """8. CLONE THE EXPERTS: what should have been predicted?
 
-        The update only chooses among what was said. So the prediction with the best notions (reward at least 0.2) is
-        kept, with the true pass rate and the median length of right solutions, and imitated as in supervised training.
-        Of a problem without right solutions, the first prediction is (--expert-failures), or success is all it learns;
-        but of no more of these than problems were solved, or failure is.
+        The update only chooses among what was said. So the prediction with the best notions (--expert-notion) is kept,
+        with the true pass rate and the median length of right solutions, and imitated as in supervised training. Of a
+        problem without right solutions, the first prediction is (--expert-failures), or success is all it learns; but
+        there are never more of these than of the others, or failure is.
         """
-        kept = dict(experts([a for _, a in self.solved], self.o.expert_failures, self.o.expert_notion))
+        solved = [attempt for attempt in self.attempts if attempt.solutions]
+        kept = dict(experts(solved, self.o.expert_failures, self.o.expert_notion))
         for name, attempt in self.solved:
             notion = max(rewards.notion for rewards in attempt.alignments)
             none = f"none: {sum(attempt.correct)} solutions right, best notion reward {notion:.4g}"

@@ -171,9 +171,9 @@ def expert_target(
 ) -> MetaPrediction | None:
     """The expert trajectory of a problem: its best-scored notions with the *true* length and pass rate.
 
-    The notions are those of the prediction with the highest notion reward, which must be at least 0.2 (the paper's
-    threshold); the length is the median of the correct rollouts' lengths, in tokens. None when there is nothing to
-    learn from.
+    The notions are those of the prediction with the highest notion reward, which must be at least
+    `least_notion_reward` (the paper's: 0.2); the length is the median of the correct rollouts' lengths, in tokens.
+    None when there is nothing to learn from.
 
     In the paper a problem without a right rollout has no expert, so what is imitated are successes only, and the
     policy learns to expect success. `failures`: such a problem's expert is its first prediction that parsed, with

@@ -231,7 +231,8 @@ def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
                 ) from error
             if given.get("algo", found["algo"]) != found["algo"]:
                 raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
-            return Options(**found | given), run
+            before = {"gate_loss": 1.0, "expert_notion": 0.2}  # of runs from before there was a choice
+            return Options(**before | found | given), run
     elif (run / "metrics.jsonl").exists():
         if given.get("out"):
             raise OptionError(

@@ -83,7 +83,7 @@ class Trainer:
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
         """One step of training: returns its metrics and its attempts."""
-        efficient = self.acts(step)  # before, predictions are trained, but not acted on
+        efficient = self.acts(step)  # else predictions are trained, but not acted on
         # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
         self.announce("predicting")
         attempts = self.predict_and_gate(step, efficient)

@@ -1,11 +1,11 @@
 """A warm start for a weak real model: it imitates its own right solutions before RL begins.
 
     python warm_start.py --model DIRECTORY --levels 1,2 --out warm/
-    python train.py --model warm/ --levels 1,2
+    python train.py --model warm/ --levels 1,2 --max-new-tokens 64
 
 A model that is never right teaches GRPO nothing: all its groups are all wrong. With worked examples in sight it is
-right now and then. So draw solutions behind examples, keep the right ones, and train the model to give them without
-(rejection sampling: STaR, arXiv 2203.14465). No teacher is needed, and nothing is learned that it did not write.
+right now and then. So draw solutions after examples, keep the right ones, and train the model to give them without
+(rejection sampling: STaR, arXiv 2203.14465). No teacher is needed, and no solution is learned that it did not write.
 Beside them it imitates well-formed predictions that know nothing, as the embedded policy did (`tiny.py`): the form is
 given, meta-awareness is for RL to find.
 
@@ -65,7 +65,7 @@ AT_ONCE = 32  # problems drawn for at once
 
 
 def right_solutions(policy: Policy, source: tasks.Source, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """(problem, solution) pairs, at most two for a problem: right solutions drawn behind the examples, without end."""
+    """(problem, right solution drawn after the examples) pairs, at most two for a problem, of `give_up` problems."""
     generator = torch.Generator().manual_seed(options.seed)
     for start in count(step=AT_ONCE):
         problems = source.train(WARM_START_SEED, start, AT_ONCE)
@@ -79,10 +79,10 @@ def right_solutions(policy: Policy, source: tasks.Source, options: argparse.Name
             generator=generator,
         )
         for problem, rollouts in zip(problems, groups, strict=True):
-            texts = {policy.decode(rollout.response_ids) for rollout in rollouts}
+            texts = {policy.decode(r.response_ids) for r in rollouts if r.finish_reason == "stop"}
             right = sorted(t for t in texts if solution_reward(t, problem.answer, problem.kind) == 1.0)
             yield from ((problem.text, text) for text in right[:2])
-        if start >= options.give_up:
+        if start + AT_ONCE >= options.give_up:
             return
 
 
@@ -90,7 +90,7 @@ def blind_prediction(rng: random.Random, max_length: int) -> str:
     """A well-formed prediction that knows nothing."""
     rate = rng.randint(0, masa.PASS_RATE_SCALE) / masa.PASS_RATE_SCALE
     notions = tuple(rng.sample(NOTIONS, rng.randint(1, 3)))
-    return masa.render_meta(masa.MetaPrediction(rate, rng.randint(10, max_length), notions))
+    return masa.render_meta(masa.MetaPrediction(rate, rng.randint(1, max_length), notions))
 
 
 def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> None:
@@ -116,11 +116,12 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Warm-start a weak model: it imitates its own right solutions, drawn behind worked examples.",
+        description="Warm-start a weak model: it imitates its own right solutions, drawn after worked examples.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model directory or a hub id")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the warm-started model")
+    no_default = argparse.SUPPRESS
+    parser.add_argument("--model", required=True, default=no_default, help="a model directory or a hub id")
+    parser.add_argument("--out", type=Path, required=True, default=no_default, help="folder of the warm-started model")
     parser.add_argument("--data", default="words", help=f"{', '.join(tasks.GENERATORS)}, a file or a hub id")
     parser.add_argument("--levels", default="1,2", help="keep only problems of these levels; empty for all")
     parser.add_argument("--solutions", type=int, default=256, help="right solutions to collect")
@@ -131,14 +132,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48, help="steps of imitation")
     parser.add_argument("--batch", type=int, default=16, help="solutions in a step, and half as many predictions")
     parser.add_argument("--lr", type=float, default=5e-5, help="learning rate of imitation (AdamW)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=int, default=0, help="of draws and of the order of imitation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     options = parser.parse_args()
+    for name in ("solutions", "give_up", "samples", "max_new_tokens", "steps", "batch"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least 1")
+    if not all(level.strip().isdecimal() for level in options.levels.split(",") if level):
+        parser.error(f"--levels: found {options.levels!r}, expected numbers such as 1,2,3")
     try:
         levels = [int(level) for level in options.levels.split(",") if level]
         source = tasks.load_problems(options.data, levels=levels or None)
         policy = load(options.model, options.device)
-    except ValueError as error:  # of levels, problems or policy: each message says what is wrong
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:  # of problems, policy or folder: each message says what is wrong
         sys.exit(f"warm_start.py: {error}")
     drawn = islice(right_solutions(policy, source, options), options.solutions)
     pairs = list(tqdm(drawn, desc="right solutions", total=options.solutions, unit="solution"))

@@ -88,8 +88,10 @@ def test_a_base_model_gets_a_plain_template(embedded, tmp_path):
 
 def test_examples_are_turns_of_the_chat_and_plain_text_for_a_base_model(embedded, tmp_path):
     embedded.save(tmp_path)
+    template = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
     loaded = policy.load(str(tmp_path), device="cpu")
-    assert loaded.tokenizer.decode(loaded.encode("c", [("a", "b")])) == "<user>a<user>b<user>c<assistant>"
+    assert loaded.tokenizer.decode(loaded.encode("3", [("1", "2")])) == "u1a2u3"
     (tmp_path / "chat_template.jinja").unlink()
     loaded = policy.load(str(tmp_path), device="cpu")
     assert loaded.tokenizer.decode(loaded.encode("c", [("a", "b")])) == "a\n\nb\n\nc\n\n"

@@ -14,9 +14,11 @@ import masa
 import options
 import policy
 import tasks
-from attempts import Attempt
+from attempts import Attempt, experts
 from journal import RunFolder
 from options import OptionError, Options
+from rewards import AlignmentRewards
+from rollout import Rollout
 from train import Trainer, resolve_options
 
 SMALL = (
@@ -203,6 +205,16 @@ def test_failures_have_experts_but_no_more_than_problems_were_solved(monkeypatch
     monkeypatch.setattr("attempts.solution_reward", reward)
     trainer.step(1)
     assert [json.loads(answer)["pass_rate"] for _, answer in trainer.experts] == [8, 8, 0, 0]  # of 8 attempts
+
+
+def test_solved_problems_without_an_expert_make_no_room_for_failures():
+    said = masa.MetaPrediction(0.5, 20, ("carry",))
+    batch = [Attempt(problem, predictions=[said]) for problem in tasks.load_problems("arithmetic").train(0, 0, 2)]
+    for attempt, right in zip(batch, (True, False), strict=True):
+        attempt.solutions, attempt.correct = [Rollout([5], [6, 4], [0.0, 0.0], "stop")], [right]
+        attempt.alignments = [AlignmentRewards(0.0, 0.0, 0.1)]
+    assert experts(batch, True, 0.2) == []
+    assert [json.loads(answer)["pass_rate"] for _, answer in experts(batch, True, 0.1)] == [8, 0]
 
 
 def test_a_gate_that_would_skip_explored_problems_that_teach_does_not_act(monkeypatch):

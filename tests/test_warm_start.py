@@ -1,7 +1,9 @@
 """The warm start of a weak real model, on the embedded policy: what it keeps, and that it changes the answers."""
 
 import argparse
+import operator
 import random
+import re
 
 import pytest
 import torch
@@ -28,15 +30,19 @@ def no_examples(monkeypatch):
     monkeypatch.setattr(warm_start, "SHOWN", [])
 
 
-def test_examples_are_right_and_none_is_held_out():
+def test_worked_examples_are_right_and_about_nobody_in_the_problems():
     for text, work, answer in warm_start.EXAMPLES:
-        assert work.endswith(f"= {answer}.")
-        assert all(problem.text != text for problem in tasks.load_problems("words").heldout(500))
+        steps = re.findall(r"(\d+) ([+*/-]) (\d+) = (\d+)", work)
+        assert steps and int(steps[-1][-1]) == answer
+        for left, sign, right, result in steps:
+            computed = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
+            assert computed(int(left), int(right)) == int(result)
+        assert not set(tasks.NAMES) & set(re.findall(r"\w+", text))
 
 
 def test_only_right_solutions_to_training_problems_are_kept(fresh):
     source = tasks.load_problems("arithmetic", levels=[1, 2])
-    answers = {problem.text: problem.answer for problem in source.train(warm_start.WARM_START_SEED, 0, 96)}
+    answers = {problem.text: problem.answer for problem in source.train(warm_start.WARM_START_SEED, 0, 64)}
     pairs = list(warm_start.right_solutions(fresh, source, OPTIONS))
     assert len(pairs) > 4
     for problem, text in pairs:
@@ -67,11 +73,22 @@ def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch, capsys):
     assert policy.load(str(tmp_path / "warm"), device="cpu").eos_ids
 
 
-@pytest.mark.parametrize("flags, named", [(["--levels", "one"], "one"), (["--data", "nothing.jsonl"], "nothing.jsonl")])
-def test_bad_options_are_named(flags, named, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--levels one", "one"),
+        ("--data nothing.jsonl", "nothing.jsonl"),
+        ("--samples 0", "--samples"),
+        ("--out {file}", "file"),
+    ],
+)
+def test_bad_options_are_named(flags, named, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    flags = flags.format(file=tmp_path / "file").split()
     monkeypatch.setattr("sys.argv", ["warm_start.py", "--model", "tiny", "--out", str(tmp_path / "warm"), *flags])
-    with pytest.raises(SystemExit, match=named):
+    with pytest.raises(SystemExit) as stopped:
         warm_start.main()
+    assert named in capsys.readouterr().err + str(stopped.value)
 
 
 def test_no_right_solution_is_an_error(tmp_path, monkeypatch):
