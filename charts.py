@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 360, 250  # of the drawing, in its own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 38  # margins
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 10, 38  # margins
 STYLE = """svg text { font: 11px system-ui, sans-serif; fill: #4a555d; }
 svg .grid { stroke: #e7ebee; } svg .guide { fill: none; stroke: #9aa5ad; stroke-dasharray: 3 4; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }"""
