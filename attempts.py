@@ -10,6 +10,7 @@ Run `python attempts.py` for an example.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -145,13 +146,13 @@ def experts(attempts: Sequence[Attempt], failures: bool, least_notion_reward: fl
         return masa.expert_target(attempt.predictions, notions, *happened, failures, least_notion_reward)
 
     found = [(attempt.problem.text, target) for attempt in attempts if (target := expert(attempt))]
-    room = sum(target.pass_rate > 0 for _, target in found)
-    kept = []
-    for text, target in found:
-        room -= target.pass_rate == 0
-        if target.pass_rate > 0 or room >= 0:
-            kept.append((text, masa.render_meta(target)))
-    return kept
+    failed = [target.pass_rate == 0 for _, target in found]
+    room = len(failed) - sum(failed)
+    return [
+        (text, masa.render_meta(target))
+        for (text, target), failure, so_far in zip(found, failed, accumulate(failed), strict=True)
+        if not failure or so_far <= room
+    ]
 
 
 def probe(

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from awareness import awareness
+from options import OLDER_RUNS
 
 # The .975 quantile of Student's t for 1, 2, ... degrees of freedom; beyond these the normal's is near enough.
 T_QUANTILES = (
@@ -223,7 +224,7 @@ def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
     problems = [problem for run in runs for row in list(run.evaluations())[-1:] for problem in row["problems"]]
     if not problems:
         return None
-    o = {"gate_easy": True} | runs[0].options  # the paper's gate, in runs from before there was a choice
+    o = OLDER_RUNS | runs[0].options
     thresholds = {
         name: o[name] for name in ("gate_std", "gate_margin", "gate_easy", "cutoff_multiplier", "max_new_tokens")
     }

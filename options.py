@@ -42,6 +42,9 @@ REAL_MODEL: dict[str, Any] = {
     "eval_samples": 4,
 }
 
+# What a run did whose config.json is older than the option: the paper's gate.
+OLDER_RUNS: dict[str, Any] = {"gate_easy": True, "gate_loss": 1.0}
+
 
 class OptionError(ValueError):
     """Options that cannot be used, or not together; the message names them."""
@@ -231,8 +234,7 @@ def resolve_options(given: dict[str, Any]) -> tuple[Options, Path]:
                 ) from error
             if given.get("algo", found["algo"]) != found["algo"]:
                 raise OptionError(f"--algo {algo}: {run} is a run of {found['algo']}; leave --algo out to resume it")
-            before = {"gate_loss": 1.0, "expert_notion": 0.2}  # of runs from before there was a choice
-            return Options(**before | found | given), run
+            return Options(**OLDER_RUNS | found | given), run
     elif (run / "metrics.jsonl").exists():
         if given.get("out"):
             raise OptionError(

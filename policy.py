@@ -14,6 +14,7 @@ import copy
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,12 @@ class Policy:
 
         `before`: (message, answer) pairs shown before it, as turns of the chat.
         """
+        turns = [*chain(*before), message]
         if self.tokenizer.chat_template is None:
-            return self.tokenizer.encode(
-                "".join(f"{said}\n\n{answer}\n\n" for said, answer in before) + f"{message}\n\n"
-            )
-        turns = [turn for said, answer in before for turn in (("user", said), ("assistant", answer))]
+            return self.tokenizer.encode("".join(f"{text}\n\n" for text in turns))
+        roles = cycle(("user", "assistant"))
         return self.tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in [*turns, ("user", message)]],
+            [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)],
             add_generation_prompt=True,
             enable_thinking=False,  # read by templates that know it (Qwen3), ignored by the others
             return_dict=False,

@@ -97,7 +97,7 @@ def draw_on(trainer, attempts: list[Attempt], solved: list[Attempt], step: int) 
     for draw in range(1, MAX_DRAWS):
         if sum(not attempt.zero_variance for attempt in solved) >= o.problems:
             break
-        more = trainer.predict_and_gate(step, trainer.acts(step), draw)
+        more = trainer.predict_and_gate(step, draw)
         kept = [attempt for attempt in more if not attempt.gated]
         solve(trainer.policy, kept, o.samples, trainer.how, trainer.generator(step, f"solve {draw}"))
         attempts += more

@@ -141,11 +141,13 @@ def _product_demonstration(problem: tasks.Problem, rng: random.Random) -> str:
     return f"{text}\\boxed{{{wrong}}}"
 
 
-def meta_demonstration(rng: random.Random) -> str:
-    """A well-formed prediction that knows nothing."""
-    notions = rng.sample(NOTIONS + OTHER_NOTIONS, rng.randint(1, 3))
+def meta_demonstration(
+    rng: random.Random, notions: tuple[str, ...] = NOTIONS + OTHER_NOTIONS, longest: int = MAX_SOLUTION_TOKENS
+) -> str:
+    """A well-formed prediction that knows nothing; longest: predicted length, in tokens, at least 5."""
+    chosen = rng.sample(notions, rng.randint(1, 3))
     rate = rng.randint(0, masa.PASS_RATE_SCALE) / masa.PASS_RATE_SCALE
-    return masa.render_meta(masa.MetaPrediction(rate, rng.randint(5, MAX_SOLUTION_TOKENS), tuple(notions)))
+    return masa.render_meta(masa.MetaPrediction(rate, rng.randint(5, longest), tuple(chosen)))
 
 
 def demonstration(problem: tasks.Problem, rng: random.Random) -> tuple[str, str]:

@@ -83,10 +83,9 @@ class Trainer:
 
     def step(self, step: int) -> tuple[dict, list[Attempt]]:
         """One step of training: returns its metrics and its attempts."""
-        efficient = self.acts(step)  # else predictions are trained, but not acted on
         # 1. predict: how often right, how long, with which notions?  2. gate: skip what would teach nothing
         self.announce("predicting")
-        attempts = self.predict_and_gate(step, efficient)
+        attempts = self.predict_and_gate(step)
         solved = [attempt for attempt in attempts if not attempt.gated]
         # 3. solve, each problem within its limit, and 4. verify
         self.announce("solving")
@@ -118,9 +117,10 @@ class Trainer:
         trusted = sum(lost) <= self.options.gate_loss * len(lost)
         return step >= self.options.efficient_from and (trusted or not self.options.gate)
 
-    def predict_and_gate(self, step: int, efficient: bool, draw: int = 0) -> list[Attempt]:
+    def predict_and_gate(self, step: int, draw: int = 0) -> list[Attempt]:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
         o, attempts, want = self.options, [], self.options.problems
+        efficient = self.acts(step)  # else predictions are trained, but not acted on
         choosing = efficient and o.select == "informative"
         ahead = o.candidates if choosing else 1  # problems drawn for each that is wanted
         refill = o.fill == "fresh" and ((efficient and o.gate) or o.oracle_gate)

@@ -25,10 +25,11 @@ from tqdm import tqdm
 import grpo
 import masa
 import tasks
+from options import Options
 from policy import Policy, load
 from rewards import solution_reward
 from rollout import sample
-from tiny import WARM_START_SEED
+from tiny import WARM_START_SEED, meta_demonstration
 
 EXAMPLES = [
     ("Tom buys 4 pens for $3 each. How many dollars does Tom pay?", "Multiply: 4 * 3 = 12.", 12),
@@ -86,13 +87,6 @@ def right_solutions(policy: Policy, source: tasks.Source, options: argparse.Name
             return
 
 
-def blind_prediction(rng: random.Random, max_length: int) -> str:
-    """A well-formed prediction that knows nothing."""
-    rate = rng.randint(0, masa.PASS_RATE_SCALE) / masa.PASS_RATE_SCALE
-    notions = tuple(rng.sample(NOTIONS, rng.randint(1, 3)))
-    return masa.render_meta(masa.MetaPrediction(rate, rng.randint(1, max_length), notions))
-
-
 def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> None:
     """Train on solutions without the examples, and on a blind prediction for every other one."""
     rng, limit = random.Random(options.seed), options.max_new_tokens
@@ -101,7 +95,7 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
     for _ in (bar := tqdm(range(options.steps), desc="imitating", unit="step")):
         texts = [(masa.solution_prompt(problem), text) for problem, text in rng.choices(pairs, k=options.batch)]
         texts += [
-            (masa.meta_prompt(problem, limit), blind_prediction(rng, limit))
+            (masa.meta_prompt(problem, limit), meta_demonstration(rng, NOTIONS, limit))
             for problem, _ in rng.choices(pairs, k=options.batch // 2)
         ]
         with policy.autocast():
@@ -135,17 +129,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of draws and of the order of imitation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     options = parser.parse_args()
-    for name in ("solutions", "give_up", "samples", "max_new_tokens", "steps", "batch"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least 1")
-    if not all(level.strip().isdecimal() for level in options.levels.split(",") if level):
-        parser.error(f"--levels: found {options.levels!r}, expected numbers such as 1,2,3")
+    least = {"solutions": 1, "give_up": 1, "samples": 1, "max_new_tokens": 5, "steps": 1, "batch": 1}
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least {bound}")
     try:
-        levels = [int(level) for level in options.levels.split(",") if level]
-        source = tasks.load_problems(options.data, levels=levels or None)
+        source = tasks.load_problems(options.data, levels=Options(levels=options.levels).chosen_levels)
         policy = load(options.model, options.device)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # of problems, policy or folder: each message says what is wrong
+    except (ValueError, OSError) as error:  # of levels, problems, policy or folder: each message says what is wrong
         sys.exit(f"warm_start.py: {error}")
     drawn = islice(right_solutions(policy, source, options), options.solutions)
     pairs = list(tqdm(drawn, desc="right solutions", total=options.solutions, unit="solution"))

@@ -11,6 +11,7 @@ import torch
 import masa
 import policy
 import tasks
+import tiny
 import warm_start
 from attempts import Attempt, Sampling, solve
 
@@ -53,7 +54,7 @@ def test_only_right_solutions_to_training_problems_are_kept(fresh):
 
 def test_a_blind_prediction_is_well_formed():
     rng = random.Random(0)
-    rates = {masa.parse_meta(warm_start.blind_prediction(rng, 64)).pass_rate for _ in range(200)}
+    rates = {masa.parse_meta(tiny.meta_demonstration(rng, warm_start.NOTIONS, 64)).pass_rate for _ in range(200)}
     assert len(rates) == masa.PASS_RATE_SCALE + 1
 
 
