@@ -257,8 +257,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=["arithmetic"],
         help=f"each is {', '.join(tasks.GENERATORS)}, a file of problems, or {', '.join(benchmarks.BENCHMARKS)}",
     )
+    parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2,3; empty for all")
     parser.add_argument("--problems", type=int, default=128, help="how many held-out problems")
-    parser.add_argument("--whole", action="store_true", help="all of a file, for a set that was never trained on")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="all problems of a file or set, held out or not, for one that was never trained on",
+    )
     parser.add_argument("--samples", type=int, default=32, help="solutions to each problem")
     parser.add_argument("--predictions", type=int, default=4, help="meta-predictions for each problem; 0 for none")
     parser.add_argument("--group", type=int, default=16, help="G: the gate is to foresee whether so many are alike")
@@ -282,6 +287,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; the held-out problems stay the same")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with a model: they can do all that you can do",
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder for eval.json and evaluations.jsonl")
     options = parser.parse_args(arguments)
     for name in ("problems", "samples", "group"):
@@ -291,10 +301,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_held_out(name: str, options: argparse.Namespace) -> list[tasks.Problem]:
-    """The problems of a source: a whole benchmark, or what training never sees of anything else."""
-    if name in benchmarks.BENCHMARKS:
-        return benchmarks.load(name)[: options.problems if not options.whole else None]
-    return tasks.load_problems(name).heldout(options.problems, whole=options.whole)
+    """Problems of a source that training never sees; of a benchmark any, and with --whole all there are."""
+    levels = Options(levels=options.levels).chosen_levels
+    if benchmark := name in benchmarks.BENCHMARKS:
+        source = tasks.listed_source(name, benchmarks.load(name), levels)
+    else:
+        source = tasks.load_problems(name, levels=levels)
+    for reason, count in source.skipped.items():
+        print(f"{name}: {count} problems left out ({reason})")
+    everything = options.whole and name not in tasks.GENERATORS  # of which there is no end
+    return source.heldout(None if everything else options.problems, whole=benchmark or options.whole)
 
 
 def sampling(model: str, options: argparse.Namespace) -> Sampling:
@@ -310,7 +326,7 @@ def main() -> None:
     try:
         sources = {name: load_held_out(name, options) for name in options.data}
         for model in options.model:
-            policy = policies.load(model, options.device)
+            policy = policies.load(model, options.device, trust_remote_code=options.trust_remote_code)
             for name, problems in sources.items():
                 of = {"model": model, "data": name}
                 result, rows = evaluate(policy, problems, options, sampling(model, options), f"{model} on {name}")

@@ -314,8 +314,8 @@ class Source:
         """Problems start .. start+count-1 of this seed's stream."""
         return [self.problem(seed, index) for index in range(start, start + count)]
 
-    def heldout(self, count: int, seed: int = 0, whole: bool = False) -> list[Problem]:
-        """Up to `count` different problems that training never sees; `whole`: of all of a file, as for a benchmark."""
+    def heldout(self, count: int | None, seed: int = 0, whole: bool = False) -> list[Problem]:
+        """`count` different problems, or all (None), that training never sees; `whole`: of a file, seen or not."""
         return list(islice(self.held_out(seed, whole), count))
 
 

@@ -8,8 +8,9 @@ from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
+import benchmarks
 from attempts import Attempt
-from eval import bootstrap_interval, pass_at_k, summarize
+from eval import bootstrap_interval, load_held_out, parse_arguments, pass_at_k, summarize
 from masa import MetaPrediction
 from rewards import AlignmentRewards
 from rollout import Rollout
@@ -108,6 +109,43 @@ def test_the_same_command_gives_the_same_figures(tmp_path):
         run_script("eval.py", "--problems", "4", "--samples", "2", "--out", str(tmp_path / name))
     first, second = (json.loads((tmp_path / name / "eval.json").read_text())["results"] for name in ("a", "b"))
     assert first == second
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A file of 150 problems of the levels 0, 1 and 2, and one without an answer."""
+    records = [{"problem": f"What is {i}+{i}?", "answer": str(2 * i), "level": i % 3} for i in range(150)]
+    path = tmp_path / "listed.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"problem": "?", "answer": ""}]))
+    return str(path)
+
+
+@pytest.mark.parametrize("flags, count", [("--whole", 150), ("--whole --levels 0,2", 100), ("--problems 3", 3)])
+def test_of_a_file_all_or_as_many_as_asked_for(listed, flags, count, capsys):
+    problems = load_held_out(listed, parse_arguments(flags.split()))
+    assert len(problems) == count
+    assert {problem.level for problem in problems} <= ({0, 2} if "levels" in flags else {0, 1, 2})
+    assert "1 problems left out (blank answer)" in capsys.readouterr().out
+
+
+def test_of_a_generator_the_whole_is_as_many_as_asked_for():
+    assert len(load_held_out("words", parse_arguments("--whole --problems 9".split()))) == 9
+
+
+def test_a_benchmark_is_evaluated_as_the_file_made_of_it(listed, monkeypatch):
+    monkeypatch.setattr(benchmarks, "load", lambda name: load_held_out(listed, parse_arguments(["--whole"])))
+    for flags in (["--whole"], ["--levels", "1"], ["--problems", "7"]):
+        options = parse_arguments(flags)
+        named = load_held_out("MATH500", options)
+        assert len(named) == {"--whole": 150, "--levels": 50, "--problems": 7}[flags[0]]
+        options.whole, options.problems = True, len(named)
+        assert set(named) <= set(load_held_out(listed, options))
+
+
+@pytest.mark.parametrize("levels", ["9", "hard"])
+def test_a_level_that_is_not_there_is_an_error(listed, levels):
+    finished = run_script("eval.py", "--data", listed, "--levels", levels)
+    assert finished.status == 1 and levels in finished.stderr and finished.stderr.startswith("eval.py: ")
 
 
 @pytest.mark.parametrize("option, value", [("--model", "no/such/model"), ("--data", "nothing.jsonl")])
