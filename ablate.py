@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # predictions are never acted on
     "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},  # always are
     "choose": {"algo": "masa-efficient", "gate": False, "select": "informative"},
+    "oracle-choose": {"algo": "grpo", "oracle_gate": 64, "select": "informative"},  # the same by what is really so
     "share": {"algo": "masa-efficient", "gate": False, "share_samples": True},
 }
 NOT_COMPARED = ("out", "resume", "device", "steps")  # options that may differ when a run goes on

@@ -183,7 +183,8 @@ class Options:
         for name in ("gate", "cutoff", "experts", "hints"):
             if getattr(self, name) and self.predictions == 0:
                 raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
-        for flag, is_on in (("select informative", self.select != "in-order"), ("share-samples", self.share_samples)):
+        choosing = self.select != "in-order" and self.oracle_gate == 0  # an oracle needs no prediction
+        for flag, is_on in (("select informative", choosing), ("share-samples", self.share_samples)):
             if is_on and self.predictions == 0:
                 raise OptionError(f"--{flag} needs --predictions above 0: there is nothing to go by")
         for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):

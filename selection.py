@@ -8,7 +8,8 @@ A prediction of p is cheap, so it can do more than skip:
 
 `train.py` switches them by --select and --share-samples, and two ways to compare with that predict nothing:
 --dynamic-sampling (DAPO, arXiv 2503.14476: draw on until the batch is full of groups that vary) and --oracle-gate (skip
-exactly what many uncounted solutions show to be all right or all wrong). Run `python selection.py` for an example.
+exactly what many uncounted solutions show to be all right or all wrong; with --select, choose by what they show).
+Run `python selection.py` for an example.
 """
 
 import heapq
@@ -78,13 +79,18 @@ def share(attempts: Sequence[Attempt], samples: int) -> None:
 # ------------------------------------------------------------------------------- to compare with, in the training loop
 
 
-def ask_oracle(trainer, attempts: Sequence[Attempt], step: int, round_: int) -> None:
-    """Gate what is all right or all wrong over --oracle-gate solutions, whose tokens and seconds do not count."""
+def ask_oracle(trainer, attempts: Sequence[Attempt], step: int, round_: int, count: int) -> None:
+    """Gate what is all right or all wrong over --oracle-gate solutions, whose tokens and seconds do not count.
+
+    With --select informative also all but the `count` problems of largest p(1 - p) over these solutions.
+    """
     started = time.monotonic()
     stream = trainer.generator(step, f"oracle {round_}")
     rates = probe(trainer.policy, attempts, trainer.options.oracle_gate, trainer.how, stream)
-    for attempt, rate in zip(attempts, rates, strict=True):
-        attempt.gated = rate in (0.0, 1.0)
+    choosing = trainer.options.select == "informative"
+    chosen = most_informative([rate * (1 - rate) for rate in rates], count if choosing else len(attempts))
+    for i, (attempt, rate) in enumerate(zip(attempts, rates, strict=True)):
+        attempt.gated = rate in (0.0, 1.0) or i not in chosen
     trainer.counters["training_ms"] -= costs.milliseconds_since(started)
 
 

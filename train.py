@@ -121,7 +121,7 @@ class Trainer:
         """A batch of problems with their predictions; fresh ones take the place of gated ones if so wished."""
         o, attempts, want = self.options, [], self.options.problems
         efficient = self.acts(step)  # else predictions are trained, but not acted on
-        choosing = efficient and o.select == "informative"
+        choosing = o.select == "informative" and (efficient or o.oracle_gate > 0)
         ahead = o.candidates if choosing else 1  # problems drawn for each that is wanted
         refill = o.fill == "fresh" and ((efficient and o.gate) or o.oracle_gate)
         for round_ in range(MAX_FILL_ROUNDS if refill else 1):
@@ -132,10 +132,10 @@ class Trainer:
             if efficient:
                 for attempt in fresh:
                     self.decide(attempt)
-            if choosing:
-                selection.choose(fresh, want)
             if o.oracle_gate:
-                selection.ask_oracle(self, fresh, step, draw * MAX_FILL_ROUNDS + round_)
+                selection.ask_oracle(self, fresh, step, draw * MAX_FILL_ROUNDS + round_, want)
+            elif choosing:
+                selection.choose(fresh, want)
             attempts += fresh
             want -= sum(not attempt.gated for attempt in fresh)
             if want <= 0:

@@ -127,10 +127,21 @@ def test_the_oracle_skips_what_its_own_solutions_show(monkeypatch):
     assert trainer.counters["rollouts"] == 2 * 4
 
 
+def test_the_oracle_chooses_by_what_its_own_solutions_show(monkeypatch):
+    trainer = small_trainer(**GRPO, oracle_gate=8, select="informative", candidates=2)
+    rates = [0.0, 0.9, 0.5, 0.4, 1.0, 0.05, 0.2, 0.98]
+    monkeypatch.setattr("selection.probe", lambda policy, attempts, n, how, generator: rates)
+    _, attempts = trainer.step(1)
+    assert [attempt.gated for attempt in attempts] == [rate not in (0.9, 0.5, 0.4, 0.2) for rate in rates]
+    assert trainer.counters["rollouts"] == 4 * 4
+    rates[1:4] = [1.0, 1.0, 1.0]  # fewer that vary than are wanted: the others teach nothing
+    assert sum(not attempt.gated for attempt in trainer.step(2)[1]) == 3
+
+
 def test_what_the_oracle_draws_does_not_count():
     trainer = small_trainer(**GRPO, oracle_gate=6)
     attempts = trainer.next_attempts(3, step=1, explore=0.0)
-    selection.ask_oracle(trainer, attempts, step=1, round_=0)
+    selection.ask_oracle(trainer, attempts, step=1, round_=0, count=3)
     assert all(attempt.solutions == [] for attempt in attempts)  # its rollouts are kept apart
     assert trainer.counters["training_ms"] < 0  # taken off what the step as a whole will add
 
