@@ -59,7 +59,11 @@ def share_out(scores: Sequence[float], total: int, unit: int, most: int) -> list
 def choose(attempts: Sequence[Attempt], count: int) -> None:
     """Gate all but the `count` problems of largest predicted p(1 - p); those that explore go first."""
     scores = [1.0 if a.exploring else -1.0 if a.gated else predicted_variance(a.predictions) for a in attempts]
-    chosen = most_informative(scores, count)
+    gate_others(attempts, most_informative(scores, count))
+
+
+def gate_others(attempts: Sequence[Attempt], chosen: Sequence[int]) -> None:
+    """Gate all attempts but those of the chosen indices, which stay as they are."""
     for i, attempt in enumerate(attempts):
         attempt.gated = attempt.gated or i not in chosen
 
@@ -87,10 +91,10 @@ def ask_oracle(trainer, attempts: Sequence[Attempt], step: int, round_: int, cou
     started = time.monotonic()
     stream = trainer.generator(step, f"oracle {round_}")
     rates = probe(trainer.policy, attempts, trainer.options.oracle_gate, trainer.how, stream)
-    choosing = trainer.options.select == "informative"
-    chosen = most_informative([rate * (1 - rate) for rate in rates], count if choosing else len(attempts))
-    for i, (attempt, rate) in enumerate(zip(attempts, rates, strict=True)):
-        attempt.gated = rate in (0.0, 1.0) or i not in chosen
+    for attempt, rate in zip(attempts, rates, strict=True):
+        attempt.gated = rate in (0.0, 1.0)
+    if trainer.options.select == "informative":
+        gate_others(attempts, most_informative([rate * (1 - rate) for rate in rates], count))
     trainer.counters["training_ms"] -= costs.milliseconds_since(started)
 
 
