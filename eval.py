@@ -307,8 +307,7 @@ def load_held_out(name: str, options: argparse.Namespace) -> list[tasks.Problem]
         source = tasks.listed_source(name, benchmarks.load(name), levels)
     else:
         source = tasks.load_problems(name, levels=levels)
-    for reason, count in source.skipped.items():
-        print(f"{name}: {count} problems left out ({reason})")
+    source.print_skipped()
     everything = options.whole and name not in tasks.GENERATORS  # of which there is no end
     return source.heldout(None if everything else options.problems, whole=benchmark or options.whole)
 

@@ -314,6 +314,11 @@ class Source:
         """Problems start .. start+count-1 of this seed's stream."""
         return [self.problem(seed, index) for index in range(start, start + count)]
 
+    def print_skipped(self) -> None:
+        """Say how many problems of a file were dropped, and why."""
+        for reason, count in self.skipped.items():
+            print(f"{self.name}: {count} problems left out ({reason})")
+
     def heldout(self, count: int | None, seed: int = 0, whole: bool = False) -> list[Problem]:
         """`count` different problems, or all (None), that training never sees; `whole`: of a file, seen or not."""
         return list(islice(self.held_out(seed, whole), count))

@@ -316,8 +316,7 @@ def load_policy(name: str, options: Options, samples: bool = True) -> policies.P
 def make_trainer(options: Options, model: str) -> Trainer:
     """A trainer of `model`: that of the options, or the checkpoint that a resumed run goes on from."""
     source = tasks.load_problems(options.data, hopeless=options.hopeless, levels=options.chosen_levels)
-    for reason, count in source.skipped.items():
-        print(f"{options.data}: {count} problems left out ({reason})")
+    source.print_skipped()
     policy = load_policy(model, options)
     # Loaded by its name, not copied: a resumed run starts with a policy that has moved away from the reference.
     reference = load_policy(options.model, options, samples=False) if options.kl_coef > 0 else None
