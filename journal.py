@@ -226,6 +226,8 @@ def summary(rows: list[dict]) -> str:
         f"{'solutions cut':<28}{sum(cut) / len(cut) if cut else 0:>10.1%} of a batch, in {len(cut)} steps",
         f"{'expert predictions imitated':<28}{last['experts_cloned']:>10,}",
         f"{'predictions not parsed':<28}{last['unparsed_predictions']:>10,}",
-        f"{'wall time':<28}{last['wall_s']:>9.0f}s",
     ]
+    if last["skipped_updates"]:
+        lines.append(f"{'updates lost':<28}{last['skipped_updates']:>10,} to gradients that were not finite")
+    lines.append(f"{'wall time':<28}{last['wall_s']:>9.0f}s")
     return "\n".join(lines)

@@ -34,6 +34,14 @@ class PolicyError(ValueError):
 
 BF16_SAMPLING_SIZE = 512  # a CPU decodes models of a smaller hidden size no faster in bf16: see bench.py
 
+# The attention that an update in bf16 may use. On the CPU the fused one goes backward eight times slower. On Hopper
+# GPUs that of cuDNN, which PyTorch prefers, gives NaN gradients for masked lengths of 64, 192, 320, ...
+# (github.com/pytorch/pytorch/issues/196678): one update in eight was lost when SmolLM2 learned MASA on an H200.
+ATTENTION = {
+    "cpu": [SDPBackend.MATH],
+    "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+
 
 @dataclass
 class Policy:
@@ -63,8 +71,7 @@ class Policy:
         with contextlib.ExitStack() as stack:
             if self.update_dtype != torch.float32:
                 stack.enter_context(torch.autocast(self.device.type, dtype=self.update_dtype, cache_enabled=False))
-                if self.device.type == "cpu":  # PyTorch's fused attention goes backward eight times slower in bf16
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(sdpa_kernel(ATTENTION[self.device.type]))
             yield
 
     def encode(self, message: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:

@@ -11,7 +11,7 @@ It is a *model organism*, built so that all the paper speaks of is really there,
 - its predictions about itself are well-formed and random: meta-awareness is learned in RL, never given.
 
 It is saved as an ordinary model directory (config, weights, tokenizer with chat template), and loaded like any
-other. The directory in this repository is made, weight for weight, by `python tiny.py --rebuild`.
+other. `python tiny.py --rebuild` makes a directory such as the one in this repository.
 `python tiny.py` shows demonstrations. Left out: everything a real pretrained model knows.
 """
 
@@ -218,8 +218,8 @@ def warm_start(
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Train the policy on demonstrations; returns (model, tokenizer).
 
-    In float64, then rounded to bf16: what rounding differs between processors and thread counts vanishes in
-    the second rounding, so that anybody gets the same weights.
+    In float64, then rounded to bf16. The same processor and number of threads give the same weights; others round
+    otherwise, which shows after some 60 steps, and 900 of them make other weights that do the same.
     """
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, family=family)

@@ -91,7 +91,7 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
     """Train on solutions without the examples, and on a blind prediction for every other one."""
     rng, limit = random.Random(options.seed), options.max_new_tokens
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=options.lr, weight_decay=0.0)
-    settings = grpo.UpdateSettings(token_budget=1024)
+    settings = grpo.UpdateSettings(token_budget=options.token_budget)
     for _ in (bar := tqdm(range(options.steps), desc="imitating", unit="step")):
         texts = [(masa.solution_prompt(problem), text) for problem, text in rng.choices(pairs, k=options.batch)]
         texts += [
@@ -125,11 +125,12 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest solution, in tokens")
     parser.add_argument("--steps", type=int, default=48, help="steps of imitation")
     parser.add_argument("--batch", type=int, default=16, help="solutions in a step, and half as many predictions")
+    parser.add_argument("--token-budget", type=int, default=1024, help="padded tokens in a micro-batch: more on a GPU")
     parser.add_argument("--lr", type=float, default=5e-5, help="learning rate of imitation (AdamW)")
     parser.add_argument("--seed", type=int, default=0, help="of draws and of the order of imitation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     options = parser.parse_args()
-    least = {"solutions": 1, "give_up": 1, "samples": 1, "max_new_tokens": 5, "steps": 1, "batch": 1}
+    least = {"solutions": 1, "give_up": 1, "samples": 1, "max_new_tokens": 5, "steps": 1, "batch": 1, "token_budget": 1}
     for name, bound in least.items():
         if getattr(options, name) < bound:
             parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least {bound}")

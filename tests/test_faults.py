@@ -15,7 +15,8 @@ from test_train import metrics, small_trainer
 import grpo
 import policy
 import verify
-from journal import RunError, checkpoints
+from journal import RunError, checkpoints, summary
+from rewards import COMPONENTS
 
 # ---- not a number
 
@@ -54,6 +55,15 @@ def test_a_loss_that_is_not_finite_is_skipped_too(monkeypatch):
     monkeypatch.setattr(grpo, "policy_loss", lambda *arguments: plain(*arguments) / 0.0)
     trainer.step(1)
     assert trainer.counters["skipped_updates"] == 1
+
+
+def test_updates_that_were_lost_are_told_at_the_end():
+    names = (
+        "step eval_pass1 gated_frac cutoff_frac tokens_solution tokens_meta experts_cloned unparsed_predictions wall_s"
+    )
+    row = dict.fromkeys([*names.split(), *(f"eval_reward_{name}" for name in COMPONENTS)], 0)
+    assert "lost" not in summary([row | {"skipped_updates": 0}])
+    assert "updates lost                         3 to gradients" in summary([row | {"skipped_updates": 3}])
 
 
 def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import warm_start
 from attempts import Attempt, Sampling, solve
 
 OPTIONS = argparse.Namespace(
-    seed=0, samples=4, max_new_tokens=64, temperature=1.0, give_up=64, steps=30, batch=16, lr=1e-3
+    seed=0, samples=4, max_new_tokens=64, temperature=1.0, give_up=64, steps=30, batch=16, lr=1e-3, token_budget=1024
 )
 
 
