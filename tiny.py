@@ -218,8 +218,8 @@ def warm_start(
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Train the policy on demonstrations; returns (model, tokenizer).
 
-    In float64, then rounded to bf16. The same processor and number of threads give the same weights; others round
-    otherwise, which shows after some 60 steps, and 900 of them make other weights that do the same.
+    In float64, then rounded to bf16. The same processor and number of threads give the same weights; another number
+    rounds otherwise, which shows after 60 steps, and 900 make other weights that do the same.
     """
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, family=family)
