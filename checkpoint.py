@@ -46,6 +46,7 @@ def save(trainer: Any, run: Path, row: dict) -> None:
         "counters": dict(trainer.counters),
         "experts": trainer.experts,
         "explored": list(trainer.explored),
+        "recent": list(trainer.recent),
         "optimizer": parallel.whole_state(trainer.optimizer.state_dict()),
         "expert_optimizer": parallel.whole_state(trainer.expert_optimizer.state_dict()),
     }
@@ -101,7 +102,8 @@ def restore(trainer: Any, directory: Path) -> int:
     trainer.drawn = state["drawn"]
     trainer.counters = Counter(state["counters"])
     trainer.experts = [tuple(pair) for pair in state["experts"]]
-    trainer.explored.extend(tuple(pair) for pair in state["explored"])
+    trainer.explored.extend(tuple(judged) for judged in state["explored"])
+    trainer.recent.extend(state.get("recent", ()))  # older checkpoints have none
     parameters = list(trainer.policy.model.parameters())
     trainer.optimizer.load_state_dict(parallel.split_state(state["optimizer"], parameters))
     trainer.expert_optimizer.load_state_dict(parallel.split_state(state["expert_optimizer"], parameters))

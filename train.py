@@ -6,8 +6,7 @@
 predictions, `--algo masa` with predictions but no gate, cutoff or experts. Read `Trainer.step` beside the paper.
 
 What a run leaves behind is in `journal.py` and `checkpoint.py`, its options are in `options.py`, and what several
-processes share (`torchrun --nproc-per-node N train.py`) is in `parallel.py`. Left out: a sampler that runs ahead of
-the update.
+processes share (`torchrun --nproc-per-node N train.py`) is in `parallel.py`. Left out: sampling ahead of updates.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ from options import OptionError, Options, build_parser, resolve_options
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything
-EXPLORED_WINDOW = 128  # gate and cutoff are judged on the last so many explored problems
+WINDOW = 128  # gate and cutoff are judged on the last so many explored problems, trust in the gate on as many seen
 # What may go wrong by no fault of the code: the message says all, a traceback would hide it.
 EXPECTED = OptionError, RunError, memory.OutOfMemory, parallel.LaunchError, policies.PolicyError, tasks.ProblemError
 MAX_BAD_STEPS = 5  # so many steps in a row with a gradient that is not finite: it will not get better
@@ -77,7 +76,8 @@ class Trainer:
         self.counters: Counter[str] = Counter()  # cumulative over the run
         self.experts: list[tuple[str, str]] = []  # (problem, expert answer), until a batch is full
         # Of each explored problem: would be gated, zero variance, solutions beyond its limit, right ones among these
-        self.explored: deque[tuple[bool, bool, int, int]] = deque(maxlen=EXPLORED_WINDOW)
+        self.explored: deque[tuple[bool, bool, int, int]] = deque(maxlen=WINDOW)
+        self.recent: deque[list[tuple]] = deque(maxlen=max(1, WINDOW // o.problems))  # the same, of each recent step
         self.timeouts_seen = verify.timeouts()  # the verifier counts from the start of the process
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever waits what is going on
 
@@ -113,7 +113,7 @@ class Trainer:
 
     def acts(self, step: int) -> bool:
         """Are predictions acted on? Not before --efficient-from, nor while the gate would skip much of what teaches."""
-        lost = [gated for gated, zero_variance, *_ in self.explored if not zero_variance]
+        lost = [gated for judged in self.recent for gated, zero_variance, *_ in judged if not zero_variance]
         trusted = sum(lost) <= self.options.gate_loss * len(lost)
         return step >= self.options.efficient_from and (trusted or not self.options.gate)
 
@@ -256,7 +256,8 @@ class Trainer:
         self.counters.update(costs.of_rollouts(attempts, self.policy.model.num_parameters()))
         self.counters["problems_seen"] += len(attempts)
         self.counters["unparsed_predictions"] += sum(prediction is None for prediction in predictions)
-        self.explored.extend(self.judgement(a) for a in solved if a.exploring and a.predictions)
+        self.recent.append([self.judgement(a) for a in solved if a.exploring and a.predictions])
+        self.explored.extend(self.recent[-1])
         return step_figures(attempts, self.explored)
 
     def judgement(self, attempt: Attempt) -> tuple[bool, bool, int, int]:

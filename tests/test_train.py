@@ -1,6 +1,7 @@
 """The real script, run as a user runs it: variants, resuming, and everything that can be wrong with the input."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Finished, run_script
 
+import checkpoint
 import grpo
 import masa
 import options
@@ -221,11 +223,36 @@ def test_a_gate_that_would_skip_explored_problems_that_teach_does_not_act(monkey
     trainer = small_trainer(efficient_from=0, explore=0.0)
     predict_always(trainer, monkeypatch, masa.MetaPrediction(0.0, 20, ()))
     assert trainer.step(1)[0]["gated_frac"] == 1  # not judged yet
-    trainer.explored.extend([(True, True, 0, 0)] * 20 + [(True, False, 0, 0)] * 2 + [(False, False, 0, 0)] * 8)
+    trainer.recent.append([(True, True, 0, 0)] * 20 + [(True, False, 0, 0)] * 2 + [(False, False, 0, 0)] * 8)
     assert trainer.step(2)[0]["gated_frac"] == 1  # 2 of 10 that teach
-    trainer.explored.append((True, False, 0, 0))
+    trainer.recent.append([(True, False, 0, 0)])
     _, attempts = trainer.step(3)  # 3 of 11, although 20 of its 23 are rightly skipped
     assert all(attempt.exploring and not attempt.gated for attempt in attempts)
+
+
+def test_a_gate_that_fails_while_it_acts_is_noticed(monkeypatch):
+    """Few problems explore then: the many that explored before must not vouch for it."""
+    trainer = small_trainer(problems=8, efficient_from=17, explore=0.1, max_new_tokens=8)
+    rewards = itertools.cycle((1.0, 0.0))
+    monkeypatch.setattr("attempts.solution_reward", lambda *_: next(rewards))
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(0.5, 20, ()))
+    for step in range(1, 17):
+        trainer.step(step)
+    assert list(trainer.explored) == [(False, False, 0, 0)] * 128  # all explored, and each of them teaches
+    predict_always(trainer, monkeypatch, masa.MetaPrediction(0.0, 20, ()))
+    gated = [trainer.step(step)[0]["gated_frac"] for step in range(17, 34)]
+    assert gated[0] >= 0.5  # it acts, and skips whatever does not explore
+    assert gated[-1] == 0  # of 128 problems nothing is left that explored before
+
+
+def test_trust_in_the_gate_is_kept_in_a_checkpoint(tmp_path):
+    trainer, resumed = small_trainer(), small_trainer()
+    assert trainer.acts(1) and resumed.acts(1)
+    trainer.recent.append([(True, False, 0, 0)])
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(trainer, tmp_path, {"step": 1})
+    checkpoint.restore(resumed, tmp_path / "checkpoints" / "step-1")
+    assert not trainer.acts(2) and not resumed.acts(2)
 
 
 def test_imitation_fades():
