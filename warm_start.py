@@ -87,8 +87,12 @@ def right_solutions(policy: Policy, source: tasks.Source, options: argparse.Name
             return
 
 
-def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> None:
-    """Train on solutions without the examples, and on a blind prediction for every other one."""
+def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
+    """Train on solutions without the examples, and on a blind prediction for every other one.
+
+    Returns how many steps were lost to gradients that were not finite.
+    """
+    lost = 0
     rng, limit = random.Random(options.seed), options.max_new_tokens
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=options.lr, weight_decay=0.0)
     settings = grpo.UpdateSettings(token_budget=options.token_budget)
@@ -99,13 +103,15 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
             for problem, _ in rng.choices(pairs, k=options.batch // 2)
         ]
         with policy.autocast():
-            loss, *_ = grpo.clone(
+            loss, stepped, _ = grpo.clone(
                 policy.model,
                 optimizer,
                 [grpo.Sequence(policy.encode(message), policy.encode_response(answer)) for message, answer in texts],
                 settings,
             )
+        lost += not stepped
         bar.set_postfix(loss=f"{loss:.3f}")
+    return lost
 
 
 def main() -> None:
@@ -144,9 +150,13 @@ def main() -> None:
     pairs = list(tqdm(drawn, desc="right solutions", total=options.solutions, unit="solution"))
     if not pairs:
         sys.exit(f"warm_start.py: not one right solution to {options.give_up} problems; try easier --levels")
-    imitate(policy, pairs, options)
+    lost = imitate(policy, pairs, options)
+    if lost == options.steps:
+        sys.exit("warm_start.py: no step had a finite gradient, so nothing was learned; try a lower --lr")
     policy.save(options.out)
     print(f"{len(pairs)} right solutions imitated; written to {options.out}. The last of them:\n  {pairs[-1][1]}")
+    if lost:
+        print(f"{lost} of {options.steps} steps lost to gradients that were not finite")
 
 
 if __name__ == "__main__":

@@ -179,3 +179,12 @@ def test_what_is_no_run_is_named(tmp_path):
 def test_the_command_prints_the_tables(tmp_path):
     write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     assert "pass@1" in run_script("compare.py", str(tmp_path)).stdout
+
+
+def test_runs_of_unlike_length_are_told(tmp_path):
+    """One mean over them is of neither length."""
+    write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
+    write_run(tmp_path, "grpo", 1, [0, 100, 200], [0.2, 0.4, 0.5])
+    write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4])
+    _, head, rows = compare.tables(compare.compare(compare.find_runs([tmp_path])))[0]
+    assert {row[0]: row[head.index("steps")] for row in rows} == {"grpo": "1 to 2", "masa": "1"}

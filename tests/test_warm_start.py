@@ -60,10 +60,15 @@ def test_a_blind_prediction_is_well_formed():
 
 def test_what_is_imitated_is_said(fresh):
     problem, odd = "1+2+3", "it is \\boxed{6}"
-    warm_start.imitate(fresh, [(problem, odd)], OPTIONS)
+    assert warm_start.imitate(fresh, [(problem, odd)], OPTIONS) == 0
     attempt = Attempt(tasks.Problem(problem, "6"))
     solve(fresh, [attempt], 1, Sampling(64, 24, temperature=0), torch.Generator())
     assert attempt.responses == [odd]
+
+
+def test_steps_without_a_finite_gradient_are_counted(fresh):
+    next(fresh.model.parameters()).data.fill_(float("nan"))
+    assert warm_start.imitate(fresh, [("1+2+3", "\\boxed{6}")], OPTIONS) == OPTIONS.steps
 
 
 def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch, capsys):
