@@ -195,7 +195,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     for name, seeds in variants.items():
         result["variants"][name] = {
             "seeds": sorted(seeds),
-            "steps": sorted({run.rows[-1]["step"] for run in seeds.values()}),
+            "steps": sorted(run.rows[-1]["step"] for run in seeds.values()),
             "pass1": mean_interval(list(final[name].values())),
             "difference": paired(final[name], final.get(BASELINE, {})),
             "pass1_equal_tokens": mean_interval(list(equal[name].values())),
@@ -279,22 +279,13 @@ def _share_of_saving(found: dict, oracle: dict) -> float | None:
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, head, rows) of each table, as text."""
     variants = result["variants"].items()
-    head = [
-        "variant",
-        "seeds",
-        "steps",
-        "pass@1",
-        "minus GRPO",
-        "at equal tokens",
-        "minus GRPO",
-        "tokens",
-        "in predictions",
-    ]
+    head = ["variant", "seeds", "steps", "pass@1", "minus GRPO", "at equal tokens", "minus GRPO", "tokens"]
+    head.append("in predictions")
     accuracy = [
         [
             name,
             str(len(v["seeds"])),
-            " to ".join(map(str, {v["steps"][0]: None, v["steps"][-1]: None})),  # two: the means mix unlike runs
+            _span(v["steps"]),
             _text(v["pass1"]),
             _text(v["difference"]) if name != BASELINE else "",
             _text(v["pass1_equal_tokens"]),
@@ -358,6 +349,11 @@ def _awareness_tables(known: dict[str, dict]) -> list[tuple[str, list[str], list
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _span(steps: list[int]) -> str:
+    """The steps of runs, least first; two numbers tell that a mean over them mixes unlike runs."""
+    return str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
 
 
 def _without(head: list[str], name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
