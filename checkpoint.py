@@ -102,7 +102,7 @@ def restore(trainer: Any, directory: Path) -> int:
     trainer.drawn = state["drawn"]
     trainer.counters = Counter(state["counters"])
     trainer.experts = [tuple(pair) for pair in state["experts"]]
-    trainer.explored.extend(tuple(judged) for judged in state["explored"])
+    trainer.explored.extend(state["explored"])
     trainer.recent.extend(state.get("recent", ()))  # older checkpoints have none
     parameters = list(trainer.policy.model.parameters())
     trainer.optimizer.load_state_dict(parallel.split_state(state["optimizer"], parameters))

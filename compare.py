@@ -279,8 +279,7 @@ def _share_of_saving(found: dict, oracle: dict) -> float | None:
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, head, rows) of each table, as text."""
     variants = result["variants"].items()
-    head = ["variant", "seeds", "steps", "pass@1", "minus GRPO", "at equal tokens", "minus GRPO", "tokens"]
-    head.append("in predictions")
+    head = "variant, seeds, steps, pass@1, minus GRPO, at equal tokens, minus GRPO, tokens, in predictions".split(", ")
     accuracy = [
         [
             name,
