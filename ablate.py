@@ -25,8 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-import compare
-import report
+from lab import compare, report
 from options import OptionError, Options, build_parser, preset
 
 TRAIN = Path(__file__).parent / "train.py"

@@ -15,12 +15,12 @@ from itertools import accumulate
 import torch
 
 import masa
-import parallel
+from engine import parallel
 from masa import MetaPrediction
-from policy import Policy, load
+from models.policy import Policy, load
+from problems.tasks import Problem
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
 from rollout import Rollout, sample
-from tasks import Problem
 
 
 @dataclass(frozen=True)

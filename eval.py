@@ -24,18 +24,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import benchmarks
 import masa
-import parallel
-import policy as policies
-import spend
-import tasks
-import verify
 from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
-from awareness import awareness
-from journal import transcript
+from engine import parallel
+from engine.journal import transcript
+from lab import spend
+from lab.awareness import awareness
+from models import policy as policies
+from models.policy import Policy
 from options import Options, preset
-from policy import Policy
+from problems import benchmarks, tasks, verify
 from rewards import COMPONENTS, mean_rewards
 
 LIMITS = {

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import parallel
-from logprobs import FILLER, Sequence, batches, longest_length, token_logprobs
-from memory import within_memory
+from engine import parallel
+from engine.logprobs import FILLER, Sequence, batches, longest_length, token_logprobs
+from engine.memory import within_memory
 
 
 @dataclass(frozen=True)

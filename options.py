@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from problems.tasks import GENERATORS
 from rewards import COMPONENTS
-from tasks import GENERATORS
 
 # What --algo switches. GRPO is MASA with no meta rollouts; MASA-efficient has gate, cutoff and experts on.
 ALGORITHMS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 
 from masa import MetaPrediction
-from verify import answers_match, extract_answer
+from problems.verify import answers_match, extract_answer
 
 __all__ = [
     "COMPONENTS",

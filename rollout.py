@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicLayer
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from cache import Chosen, join, layer_kinds, prefill
+from engine.cache import Chosen, join, layer_kinds, prefill
 
 PACK_SHARE = 1 / 4  # of the rows have ended: packing, which costs about two steps, pays
 HEADROOM = {"cpu": 8, "cuda": 128}  # fewest free columns after packing: read in vain, but a new graph is dearer

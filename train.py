@@ -21,22 +21,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoint
 import costs
 import eval as evaluation
-import explain
 import grpo
 import masa
-import memory
-import parallel
-import policy as policies
-import selection
-import tasks
-import verify
 from attempts import Attempt, Sampling, align, experts, predict, solve
-from journal import RunError, RunFolder, checkpoints, live, read_rows, step_figures, summary, transcript
-from logprobs import check_head
+from engine import checkpoint, memory, parallel
+from engine.journal import RunError, RunFolder, checkpoints, live, read_rows, step_figures, summary, transcript
+from engine.logprobs import check_head
+from lab import explain
+from models import policy as policies
 from options import OptionError, Options, build_parser, resolve_options
+from problems import tasks, verify
+from variants import selection
 
 MAX_SKIPPED_IN_A_ROW = 1000  # so many prompts too long one after the other: the limit is wrong, not the data
 MAX_FILL_ROUNDS = 4  # --fill fresh gives up after so many rounds: a gate may refuse everything

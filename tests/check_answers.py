@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from verify import answers_match, extract_answer, timeouts
+from problems.verify import answers_match, extract_answer, timeouts
 
 BUILT_IN = r"""
 17 ; -3 ; 0.20 ; 125,000 ; 2{,}016{,}532 ; \frac{5}{12} ; -\frac{1}2 ; \frac{16}3 ; 129\frac{1}{3} ; 100\pi ; 3\sqrt{7}

@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from verify import answers_match  # noqa: E402
+from problems.verify import answers_match  # noqa: E402
 
 
 def peer(wrap: str) -> Callable[[str, str], bool]:

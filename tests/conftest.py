@@ -23,13 +23,19 @@ class Finished:
 
 
 def run_script(name: str, *arguments: str) -> Finished:
-    """Run a script of the project as `python NAME ARGUMENTS` would, in this process: importing torch takes seconds."""
+    """Run a script as `python NAME.py ARGUMENTS` or `python -m ROOM.NAME ARGUMENTS` would, in this process.
+
+    A new process would take seconds to import torch.
+    """
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, [name, *arguments]
     status = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            if name.endswith(".py"):
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
         err.write(str(stop.code))

@@ -10,11 +10,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as pytest has it
 
-from models import qwen3
+from random_models import qwen3
 from test_grpo import sequences
 
 import grpo
-import parallel
+from engine import parallel
 from grpo import Sequence, UpdateSettings
 
 LENGTHS = (("solution", 12), ("meta", 6))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-import awareness as aw
+from lab import awareness as aw
 
 outcomes = st.lists(  # (predicted, right, drawn) of each problem
     st.integers(1, 12).flatmap(

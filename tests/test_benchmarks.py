@@ -5,8 +5,7 @@ import json
 import pytest
 from conftest import run_script
 
-import benchmarks
-import tasks
+from problems import benchmarks, tasks
 from rewards import solution_reward
 
 VERDICTS = ["A) True", "B) False", "C) Unknown"]
@@ -51,7 +50,7 @@ def test_a_set_as_a_file_is_read_as_the_same_problems(monkeypatch, tmp_path):
     row = ROWS["ProofWriter"][0]
     monkeypatch.setattr(tasks, "read_rows", lambda hub: iter([("row 1", row), ("row 2", row | {"context": "other"})]))
     problems = benchmarks.load("ProofWriter")
-    printed = run_script("benchmarks.py", "ProofWriter").stdout
+    printed = run_script("problems.benchmarks", "ProofWriter").stdout
     (tmp_path / "set.jsonl").write_text(printed)
     read = tasks.load_problems(str(tmp_path / "set.jsonl")).heldout(9, whole=True)
     assert sorted(read, key=str) == sorted(problems, key=str)
@@ -71,12 +70,12 @@ def test_other_columns_are_named(monkeypatch):
 
 
 def test_the_table_is_printed_and_an_unknown_name_refused():
-    assert len(run_script("benchmarks.py").stdout.splitlines()) == len(benchmarks.BENCHMARKS) == 15
-    finished = run_script("benchmarks.py", "MBPP")
+    assert len(run_script("problems.benchmarks").stdout.splitlines()) == len(benchmarks.BENCHMARKS) == 15
+    finished = run_script("problems.benchmarks", "MBPP")
     assert finished.status == 1 and "'MBPP'" in finished.stderr
 
 
 def test_a_line_of_a_set_is_plain_json(monkeypatch):
     monkeypatch.setattr(tasks, "read_rows", lambda hub: iter([("row 1", ROWS["AIME24"][0])]))
-    row = json.loads(run_script("benchmarks.py", "AIME24").stdout)
+    row = json.loads(run_script("problems.benchmarks", "AIME24").stdout)
     assert row == {"problem": "p", "answer": "204", "level": 0, "kind": "free"}

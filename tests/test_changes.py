@@ -47,7 +47,7 @@ def copy_repository(to: Path) -> None:
     for path in ROOT.glob("[!.]*"):
         if path.is_file():
             shutil.copy(path, to)
-    for folder in ("tests", "speed", "tiny_policy"):
+    for folder in ("tests", "problems", "models", "engine", "variants", "lab"):
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 

@@ -16,8 +16,8 @@ import torch
 from conftest import ROOT, run_script
 from test_train import metrics, without_time
 
-import checkpoint
-from journal import RunFolder, checkpoints, read_rows
+from engine import checkpoint
+from engine.journal import RunFolder, checkpoints, read_rows
 from options import Options
 
 SMALLEST = """--problems 2 --samples 2 --predictions 2 --efficient-from 1 --expert-batch 2 --max-new-tokens 32

@@ -9,8 +9,8 @@ from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-import compare
-from compare import Interval, cost_to_hold, mean_interval, paired, shapley_r2
+from lab import compare
+from lab.compare import Interval, cost_to_hold, mean_interval, paired, shapley_r2
 
 
 def test_the_interval_by_hand():
@@ -164,21 +164,21 @@ def test_shapley_is_over_runs_that_predict(tmp_path):
 def test_two_runs_of_one_variant_and_seed_are_refused(tmp_path):
     write_run(tmp_path / "a", "grpo", 0, [0, 100], [0.2, 0.4])
     write_run(tmp_path / "b", "grpo", 0, [0, 100], [0.2, 0.4])
-    finished = run_script("compare.py", str(tmp_path))
+    finished = run_script("lab.compare", str(tmp_path))
     assert finished.status == 1 and "both grpo with seed 0" in finished.stderr
 
 
 def test_what_is_no_run_is_named(tmp_path):
-    assert "no metrics.jsonl" in run_script("compare.py", str(tmp_path)).stderr
+    assert "no metrics.jsonl" in run_script("lab.compare", str(tmp_path)).stderr
     path = write_run(tmp_path, "grpo", 0, [0], [0.2])
     (path / "config.json").unlink()
-    finished = run_script("compare.py", str(tmp_path))
+    finished = run_script("lab.compare", str(tmp_path))
     assert finished.status == 1 and str(path) in finished.stderr and "Traceback" not in finished.stderr
 
 
 def test_the_command_prints_the_tables(tmp_path):
     write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
-    assert "pass@1" in run_script("compare.py", str(tmp_path)).stdout
+    assert "pass@1" in run_script("lab.compare", str(tmp_path)).stdout
 
 
 def test_runs_of_unlike_length_are_told(tmp_path):

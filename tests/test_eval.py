@@ -8,13 +8,13 @@ from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-import benchmarks
 from attempts import Attempt
 from eval import bootstrap_interval, load_held_out, parse_arguments, pass_at_k, summarize
 from masa import MetaPrediction
+from problems import benchmarks
+from problems.tasks import Problem
 from rewards import AlignmentRewards
 from rollout import Rollout
-from tasks import Problem
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,27 @@ from conftest import run_script
 
 CLAIMS = {
     "attempts.py": ["9+8-4 is 13"],
-    "awareness.py": ["/ 64 = 0.0625", "/ 64 = 0.125", "once in seven times: 0.15"],
-    "benchmarks.py": ["HuggingFaceH4/MATH-500:test"],
-    "cache.py": ["  . . x x x x .\n  . . x x x x .\n  . . . . x x .\n  x x x x x x .\n", "without a cache, by 0.0000"],
+    "lab.awareness": ["/ 64 = 0.0625", "/ 64 = 0.125", "once in seven times: 0.15"],
+    "problems.benchmarks": ["HuggingFaceH4/MATH-500:test"],
+    "engine.cache": [
+        "  . . x x x x .\n  . . x x x x .\n  . . . . x x .\n  x x x x x x .\n",
+        "without a cache, by 0.0000",
+    ],
     "costs.py": ["trains on 4: 44,000 operations", "(10 + 4 x 4) = 52000"],
     "grpo.py": ["[ 0.8660, -0.8660, -0.8660,  0.8660]", "= -.4933: -0.4933"],
-    "latex.py": ["('+', 3, ('frac', 1, 2))                      7/2", "1000"],
-    "logprobs.py": ["-2.4849: [-2.4849, -2.4849]", "[[[4, 1], [9, 1]], [[2, 3, 1]]]"],
+    "problems.latex": ["('+', 3, ('frac', 1, 2))                      7/2", "1000"],
+    "engine.logprobs": ["-2.4849: [-2.4849, -2.4849]", "[[[4, 1], [9, 1]], [[2, 3, 1]]]"],
     "masa.py": ["gate skips the problem: True", "that is the limit: 71", "pass_rate=0.375, solution_length=36"],
-    "memory.py": ["| SmolLM2-135M | 0.5 | 0.5 | 2.2 | 0.3 |"],
-    "parallel.py": ["gathered on all: [1, 4, 9, 16, 25]", "sum over all: 55"],
-    "policy.py": ["the message as 7 tokens", "the response as 21 tokens", "one of: ['<end>']"],
+    "engine.memory": ["| SmolLM2-135M | 0.5 | 0.5 | 2.2 | 0.3 |"],
+    "engine.parallel": ["gathered on all: [1, 4, 9, 16, 25]", "sum over all: 55"],
+    "models.policy": ["the message as 7 tokens", "the response as 21 tokens", "one of: ['<end>']"],
     "rewards.py": ["length=1.0, difficulty=0.3162", "notion=0.3333", "their mean, 0.5499"],
     "rollout.py": ["prompts [5, 6, 7] and [8]", "(cutoff)", "(stop)"],
-    "selection.py": ["chosen: [1, 2, 3]", "4 to 32 each: [4, 16, 32, 24, 4]"],
-    "spend.py": ["are in the groups [0, 1, 0, -1, 1, 0]", "accuracy 0.46 for 20"],
-    "tasks.py": ["total_before=9, op_sign='+', digit=8, total_after=17, notion='carry'", "3+1  ->  4"],
-    "tiny.py": ["3+1=4;\\boxed{4}  [9 tokens]"],
-    "verify.py": ["0.333               \\frac{1}{3}         different   number"],
+    "variants.selection": ["chosen: [1, 2, 3]", "4 to 32 each: [4, 16, 32, 24, 4]"],
+    "lab.spend": ["are in the groups [0, 1, 0, -1, 1, 0]", "accuracy 0.46 for 20"],
+    "problems.tasks": ["total_before=9, op_sign='+', digit=8, total_after=17, notion='carry'", "3+1  ->  4"],
+    "models.tiny": ["3+1=4;\\boxed{4}  [9 tokens]"],
+    "problems.verify": ["0.333               \\frac{1}{3}         different   number"],
 }
 
 
@@ -38,7 +41,7 @@ def test_a_worked_example_prints_the_figures_that_it_claims(file):
 
 
 @pytest.mark.parametrize(
-    "file, lines", [("logprobs.py", "^(?:whole seq|prompts)"), ("rollout.py", "^(?:log-pr|the same)")]
+    "file, lines", [("engine.logprobs", "^(?:whole seq|prompts)"), ("rollout.py", "^(?:log-pr|the same)")]
 )
 def test_two_ways_print_the_same_logprobs(file, lines):
     one, other = (line for line in run_script(file).stdout.splitlines() if re.search(lines, line))

@@ -7,13 +7,13 @@ import statistics
 import pytest
 from conftest import run_script
 
-import explain
 import masa
-import policy
-import tasks
-from explain import DEFAULTS, Story, safe
 from grpo import Sequence
+from lab import explain
+from lab.explain import DEFAULTS, Story, safe
+from models import policy
 from options import Options
+from problems import tasks
 from train import Trainer
 
 SEED = 2  # one of its predictions cannot be read, one of its problems is never solved

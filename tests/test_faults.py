@@ -13,9 +13,9 @@ from test_checkpoint import SMALLEST, Malicious, train
 from test_train import metrics, small_trainer
 
 import grpo
-import policy
-import verify
-from journal import RunError, checkpoints, summary
+from engine.journal import RunError, checkpoints, summary
+from models import policy
+from problems import verify
 from rewards import COMPONENTS
 
 # ---- not a number

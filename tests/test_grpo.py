@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import BOTH, SHAPE, llama
+from random_models import BOTH, SHAPE, llama
 from transformers import MistralConfig, MistralForCausalLM
 
 import grpo
-import logprobs
-import policy
+from engine import logprobs
+from engine.logprobs import token_logprobs
 from grpo import Sequence, UpdateSettings, group_advantages, kl_penalty, policy_loss, update
-from logprobs import token_logprobs
+from models import policy
 
 SETTINGS = UpdateSettings(max_lengths=(("solution", 12), ("meta", 6)))
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, run_script
-from models import BOTH, llama
+from random_models import BOTH, llama
 from test_grpo import SETTINGS, assert_same, sequences
 from test_train import small_trainer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import grpo
-import memory
+from engine import memory
 from options import REAL_MODEL, Options
 
 
@@ -93,7 +93,7 @@ def test_the_trainer_counts_and_takes_smaller_micro_batches_from_then_on(monkeyp
 
 REALLY = """
 import resource, torch, grpo
-from models import llama
+from random_models import llama
 from test_grpo import SETTINGS, gradients
 from grpo import Sequence
 import dataclasses
@@ -212,4 +212,4 @@ def test_the_report_is_printed_on_cuda_only(monkeypatch, capsys):
 
 
 def test_the_table_of_running_md_is_what_the_command_prints():
-    assert run_script("memory.py").stdout.strip() in (ROOT / "RUNNING.md").read_text()
+    assert run_script("engine.memory").stdout.strip() in (ROOT / "RUNNING.md").read_text()

@@ -13,8 +13,8 @@ from conftest import ROOT, run_script
 from test_checkpoint import wait_for_step
 from test_train import metrics
 
-import parallel
-from journal import checkpoints
+from engine import parallel
+from engine.journal import checkpoints
 
 # Draws are greedy under this nucleus, so that other random numbers on another rank change nothing. Experts and the KL
 # term train all the same, and --minibatches makes them act within a step.

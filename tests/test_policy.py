@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import qwen3
+from random_models import qwen3
 from torch.nn.attention import sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import attempts
 import grpo
 import masa
-import policy
-import tiny
 import train
+from lab.measure import smollm2
+from models import policy, tiny
 from options import Options, is_embedded, preset
-from speed.measure import smollm2
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,7 +202,7 @@ def test_reworded_instructions_are_the_same_tokens_to_the_shipped_policy(embedde
 @pytest.mark.rebuild
 def test_a_policy_that_is_made_again_does_what_the_shipped_one_does(tmp_path):
     again = str(tmp_path / "again")
-    subprocess.run([sys.executable, "tiny.py", "--rebuild", "--out", again], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "models.tiny", "--rebuild", "--out", again], cwd=ROOT, check=True)
     shown = ["--problems", "200", "--samples", "8", "--predictions", "0", "--no-greedy", "--out", str(tmp_path)]
     subprocess.run([sys.executable, "eval.py", "--model", again, "tiny", *shown], cwd=ROOT, check=True)
     made, shipped = json.loads((tmp_path / "eval.json").read_text())["results"]

@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_compare import write_run
 
-import charts
-import compare
-import report
+from lab import charts, compare, report
 
 HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>&\"' \ud83d\ude00".encode(
     "utf-16", "surrogatepass"
@@ -136,7 +134,7 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
 
 
 def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
-    run_script("report.py", str(tmp_path), "--pictures", str(tmp_path / "pictures"))
+    run_script("lab.report", str(tmp_path), "--pictures", str(tmp_path / "pictures"))
     found = {file.name: file.read_text(encoding="utf-8") for file in (tmp_path / "pictures").iterdir()}
     assert set(found) == {"learning.svg", *(f"awareness-{run.variant}.svg" for run in compare.find_runs([tmp_path]))}
     for svg in found.values():
@@ -145,7 +143,7 @@ def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
 
 
 def test_the_command_names_what_is_wrong(tmp_path):
-    finished = run_script("report.py", str(tmp_path / "nothing"))
+    finished = run_script("lab.report", str(tmp_path / "nothing"))
     assert finished.status == 1 and "nothing" in finished.stderr and "Traceback" not in finished.stderr
 
 

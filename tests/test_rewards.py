@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import policy as policies
 from attempts import Attempt, Sampling, solve
 from masa import MetaPrediction
+from models import policy as policies
+from problems.tasks import Problem
 from rewards import (
     AlignmentRewards,
     alignment_rewards,
@@ -16,7 +17,6 @@ from rewards import (
     notion_reward,
     solution_reward,
 )
-from tasks import Problem
 
 
 @pytest.mark.parametrize(

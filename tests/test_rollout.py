@@ -5,11 +5,11 @@ from itertools import chain
 
 import pytest
 import torch
-from models import BOTH, SHAPE, llama
+from random_models import BOTH, SHAPE, llama
 from transformers import MistralConfig, MistralForCausalLM
 
 import rollout as rollout_module
-from cache import join, prefill
+from engine.cache import join, prefill
 from rollout import Rollout, sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [30, 3, 3, 20], [2, 2]]

@@ -8,11 +8,11 @@ from test_train import predict_always, small_trainer
 import costs
 import grpo
 import masa
-import selection
 from attempts import Attempt
 from masa import MetaPrediction
+from problems.tasks import Problem
 from rollout import Rollout
-from tasks import Problem
+from variants import selection
 
 
 def predictions(*rates: float | None) -> list[MetaPrediction | None]:

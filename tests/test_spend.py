@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import spend
+from lab import spend
 
 
 def problem(rate: float | None, correct: list[int], votes: list[int], lengths: list[int], length: int = 10) -> dict:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tasks
-from tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
+from problems import tasks
+from problems.tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
 
 BUILT_IN = tuple(tasks.GENERATORS)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Finished, run_script
 
-import checkpoint
 import grpo
 import masa
 import options
-import policy
-import tasks
 from attempts import Attempt, experts
-from journal import RunFolder
+from engine import checkpoint
+from engine.journal import RunFolder
+from models import policy
 from options import OptionError, Options
+from problems import tasks
 from rewards import AlignmentRewards
 from rollout import Rollout
 from train import Trainer, resolve_options

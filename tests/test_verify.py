@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import verify
-from verify import answers_match, extract_answer, judge, timeouts
+from problems import verify
+from problems.verify import answers_match, extract_answer, judge, timeouts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [json.loads(line) for line in (ROOT / "tests" / "verify_pairs.jsonl").open(encoding="utf-8")]
@@ -381,7 +381,7 @@ def test_ten_thousand_verifications_leak_nothing():
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "verify.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "problems.verify", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 

@@ -9,11 +9,9 @@ import pytest
 import torch
 
 import masa
-import policy
-import tasks
-import tiny
-import warm_start
 from attempts import Attempt, Sampling, solve
+from models import policy, tiny, warm_start
+from problems import tasks
 
 OPTIONS = argparse.Namespace(
     seed=0, samples=4, max_new_tokens=64, temperature=1.0, give_up=64, steps=30, batch=16, lr=1e-3, token_budget=1024

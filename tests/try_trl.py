@@ -17,8 +17,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import masa
-import policy
-import tasks
+from models import policy
+from problems import tasks
 from rewards import alignment_rewards, solution_reward
 
 SAMPLES, LONGEST = 4, 96  # completions of a prompt; tokens of a completion

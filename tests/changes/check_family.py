@@ -6,8 +6,8 @@ import re
 
 from conftest import run_script
 
-from tasks import load_problems
-from verify import answers_match
+from problems.tasks import load_problems
+from problems.verify import answers_match
 
 
 def test_answers_are_those_of_a_real_clock():

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 import masa
-import parallel
 from attempts import Attempt, experts
+from engine import parallel
+from engine.logprobs import Sequence, token_logprobs
 from grpo import token_weights
-from logprobs import Sequence, token_logprobs
 from options import ALGORITHMS, OptionError, Options, preset
 from rewards import notion_reward
 

@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 import grpo
 import masa
-import tasks
+from models.policy import Policy, load
+from models.tiny import WARM_START_SEED, meta_demonstration
 from options import Options
-from policy import Policy, load
+from problems import tasks
 from rewards import solution_reward
 from rollout import sample
-from tiny import WARM_START_SEED, meta_demonstration
 
 EXAMPLES = [
     ("Tom buys 4 pens for $3 each. How many dollars does Tom pay?", "Multiply: 4 * 3 = 12.", 12),

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from awareness import awareness
+from lab.awareness import awareness
 from options import OLDER_RUNS
 
 # The .975 quantile of Student's t for 1, 2, ... degrees of freedom; beyond these the normal's is near enough.

@@ -23,10 +23,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from transformers.utils import logging
 
-from speed.cuda import cuda_rows
-from speed.measure import show
-from speed.own import growth_rows, memory_rows, trick_rows
-from speed.peers import sampler_rows, step_rows, verifier_rows
+from lab.cuda import cuda_rows
+from lab.measure import show
+from lab.own import growth_rows, memory_rows, trick_rows
+from lab.peers import sampler_rows, step_rows, verifier_rows
 
 ROWS = {
     "sampler": sampler_rows,

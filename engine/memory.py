@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-import parallel
-from logprobs import LOGITS_AT_ONCE
+from engine import parallel
+from engine.logprobs import LOGITS_AT_ONCE
 
 GB = 10**9
 MARGIN = 1.0 * GB

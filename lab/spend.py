@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import masa
-import selection
-from awareness import read_predictions
+from lab.awareness import read_predictions
 from rewards import extract_answer, same_answer
+from variants import selection
 
 PICKS = 32  # random choices among the drawn solutions, averaged
 

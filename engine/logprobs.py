@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, DynamicLayer
 
-import parallel
-from cache import layer_kinds
+from engine import parallel
+from engine.cache import layer_kinds
 
 # Logits are made for this many entries at once (256 MiB in float32), and made again in the backward pass. The
 # logits of a whole batch, with a vocabulary of 150,000 words, would be the largest tensor of all by far.

@@ -48,11 +48,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO, Any
 
-from latex import THOUSANDS, Tree, evaluate, kind, mentions, merge_thousands, normalise, parse, rational
+from problems.latex import THOUSANDS, Tree, evaluate, kind, mentions, merge_thousands, normalise, parse, rational
 
+ROOT = Path(__file__).parent.parent
 MAX_CHARS = 2000  # longest answer that is parsed; below the 4300 digits at which Python's int() refuses
 CALL_LIMIT = 4.0  # seconds, one call of answers_match, the worker's start included
 PAIR_LIMIT = 2.0  # seconds, one question to a running worker
@@ -340,7 +342,9 @@ class Worker:
         self.timeouts = 0
 
     def start(self) -> None:
-        self.process = Popen([sys.executable, __file__, "--worker"], stdin=PIPE, stdout=PIPE, text=True)
+        self.process = Popen(
+            [sys.executable, "-m", "problems.verify", "--worker"], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True
+        )
         self.replies: queue.Queue[str] = queue.Queue()
         self.is_ready = False
         threading.Thread(target=self.listen, args=(self.process.stdout, self.replies), daemon=True).start()

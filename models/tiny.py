@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 import masa
-import tasks
+from problems import tasks
 
 SHIPPED = Path(__file__).parent / "tiny_policy"
 RECIPE_FILE = "recipe.txt"

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-import parallel
-from journal import RunError, checkpoints, flush, writing
+from engine import parallel
+from engine.journal import RunError, checkpoints, flush, writing
 
 STATE, MANIFEST = "trainer.pt", "whole.json"
 ECHO_SECONDS = 1.0  # torchrun passes a Ctrl-C on that its processes have had already: that is not a second one

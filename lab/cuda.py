@@ -8,9 +8,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import grpo
-import policy as policies
 import rollout
-from speed.measure import compare, median, show
+from lab.measure import compare, median, show
+from models import policy as policies
 
 
 def cuda_rows(rounds: int) -> None:

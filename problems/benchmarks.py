@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import tasks
-from tasks import Problem, ProblemError
+from problems import tasks
+from problems.tasks import Problem, ProblemError
 
 Row = dict[str, object]
 

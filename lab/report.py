@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-import charts
-import compare
-from awareness import read_predictions, reliability_curve
-from charts import COLOURS, Line
-from compare import Run
+from lab import charts, compare
+from lab.awareness import read_predictions, reliability_curve
+from lab.charts import COLOURS, Line
+from lab.compare import Run
 from masa import predicted_pass_rate, render_meta
 
 WORST, BEST = 6, 2  # transcripts shown of each variant

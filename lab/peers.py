@@ -13,7 +13,7 @@ import torch
 
 import masa
 import rewards
-from speed.measure import (
+from lab.measure import (
     SMOLLM2,
     TINY,
     Side,

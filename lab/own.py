@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import grpo
-import logprobs
 import masa
 import rollout
-from speed.measure import (
+from engine import logprobs
+from lab.measure import (
     SMOLLM2,
     TINY,
     Side,

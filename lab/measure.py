@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import grpo
 import masa
-import policy as policies
 import rewards
 import rollout
-import tasks
+from models import policy as policies
+from problems import tasks
 
 TINY: dict[str, Any] = {"model": "tiny", "data": "arithmetic", "problems": 16, "draws": 16, "max_new_tokens": 96}
 SMOLLM2: dict[str, Any] = {"model": "SmolLM2-135M", "data": "words", "problems": 8, "draws": 8, "max_new_tokens": 128}

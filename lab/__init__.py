@@ -1,0 +1,1 @@
+"""The lab: looking at runs, comparing them and measuring speed."""

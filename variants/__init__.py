@@ -1,0 +1,1 @@
+"""Variants: what is compared with MASA, or goes beyond it."""
