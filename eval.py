@@ -1,64 +1,64 @@
-"""Evaluation: how often is the policy right, and how well does it know itself?
+"""Evaluation: how often is the policy right, and how well do its predictions fit what it does?
 
-    pass@1     mean share of right solutions, with a bootstrap confidence interval over problems; greedy too
-    pass@k     the unbiased estimator: the chance that at least one of k solutions is right
-    vote@k     is the most frequent of k answers right? (spend.py)
-    meta       the three alignment rewards, and how predictions fit what happens (awareness.py)
-    spending   accuracy against tokens, with and without predictions (spend.py)
+    pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems; greedy as well
+    pass@k     the unbiased estimate of the chance that at least one of k solutions is correct
+    vote@k     how often the most frequent of k answers is correct
+    rewards    the three alignment rewards of predictions
 
-`python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source, prints tables and, with
---out, writes eval.json (all figures) and evaluations.jsonl (problem by problem).
-Left out: sets whose answers are programs (running code that a model wrote needs a sandbox).
+`python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source and prints tables. With
+--out it writes eval.json (all figures) and evaluations.jsonl (problem by problem), which `python -m lab.awareness` and
+`python -m lab.spend` read. Left out: sets whose answers are programs (running what a model wrote needs a sandbox).
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import masa
-from attempts import Attempt, Sampling, align, generated_tokens, predict, solve
-from engine import parallel
-from engine.journal import transcript
-from lab import spend
-from lab.awareness import awareness
-from models import policy as policies
+from engine.command_line import OptionError, add_flags, defaults_for, make
+from engine.figures import transcript
+from engine.load import load_policy
+from models.loading import ModelOptions
 from models.policy import Policy
-from options import Options, preset
-from problems import benchmarks, tasks, verify
+from problems import benchmarks, source
+from problems.kinds import answer_groups
+from problems.verify import extract_answer
 from rewards import COMPONENTS, mean_rewards
+from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, solve
 
-LIMITS = {
-    "max_new_tokens": "longest solution, in tokens",
-    "max_meta_tokens": "longest meta-prediction, in tokens",
-    "max_cache_tokens": "rows x length in the sampler's cache; more is split",
-}
-# The figures that training writes to metrics.jsonl, as eval_NAME.
-IN_METRICS = (
-    "pass1",
-    "pass1_interval",
-    "pass1_by_level",
-    "zero_variance_frac",
-    "mean_length",
-    "parsed_frac",
-    *(f"reward_{name}" for name in COMPONENTS),
-)
-PROBLEMS_AT_ONCE = 64  # what the progress bar counts in, and what bounds memory
+# The figures that training writes to metrics.jsonl as eval_NAME.
+IN_METRICS = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac""".split()
+IN_METRICS += [f"reward_{name}" for name in COMPONENTS]
+PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
+VOTE_PICKS = 32  # random choices of k solutions, over which majority votes are averaged
+
+
+@dataclass
+class EvalOptions:
+    """Evaluation during training."""
+
+    eval_every: Annotated[int, "steps between evaluations on held-out problems", {"least": 1}] = 40
+    eval_problems: Annotated[int, "held-out problems", {"least": 1, "real": 64}] = 96
+    eval_samples: Annotated[int, "solutions to each of them", {"least": 1, "real": 4}] = 16
+    eval_predictions: Annotated[int, "predictions for each of them, with every algorithm", {"least": 0}] = 4
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n solutions, drawn without replacement, hold a right one when c are right.
+    """Estimate the chance that k solutions hold a correct one, from n drawn of which c are correct.
 
-    1 - C(n - c, k) / C(n, k), the unbiased estimator of Chen et al. 2021. Raises ValueError unless
-    0 <= c <= n and 1 <= k <= n.
+    1 - C(n - c, k) / C(n, k), the unbiased estimate of Chen et al. 2021. Raises ValueError unless 0 <= c <= n and
+    1 <= k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, found n={n}, c={c}, k={k}")
@@ -66,283 +66,202 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap confidence interval of the mean of `values` (one for each problem)."""
+    """Return the 95% bootstrap confidence interval of the mean of `values`, one for each problem."""
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(np.asarray(values)[picks].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
+def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
+    """Say whether the most frequent answer is correct; the first of equally frequent ones counts.
+
+    A vote of -1 abstains; if nobody votes, the answer counts as wrong.
+    """
+    counted = Counter(vote for vote in votes if vote >= 0)
+    if not counted:
+        return False
+    winner, _ = counted.most_common(1)[0]
+    return bool(correct[list(votes).index(winner)])
+
+
+def vote_at_k(rows: Sequence[dict], k: int, seed: int = 0) -> float:
+    """Return the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
+    rng, right = np.random.default_rng(seed), []
+    for row in rows:
+        for picked in (rng.permutation(len(row["votes"]))[:k] for _ in range(VOTE_PICKS)):
+            right.append(majority([row["votes"][i] for i in picked], [row["correct"][i] for i in picked]))
+    return float(np.mean(right))
+
+
 def attempt_all(
     policy: Policy,
-    problems: Sequence[tasks.Problem],
+    problems: Sequence[source.Problem],
+    sampling: SamplingOptions,
     *,
-    samples: int,
-    predictions: int,
-    how: Sampling,
     seed: int = 0,
     hints: bool = False,
-    progress: Callable = lambda batches: batches,
+    label: str = "",
 ) -> list[Attempt]:
-    """Solve every problem `samples` times and predict it `predictions` times, with neither gate nor cutoff.
+    """Predict and solve every problem, with neither gate nor cutoff; the same seed draws the same random numbers.
 
-    hints: suggest the predicted notions to the solver.  The same seed draws with the same random numbers, whatever was
-    trained in between.  `progress` wraps the iterable of batches.
+    hints: put the predicted notions into the solution prompts.  label: of the progress bar.
     """
     attempts = [Attempt(problem) for problem in problems]
-    generator = torch.Generator().manual_seed(seed + parallel.rank())
-    for start in progress(range(0, len(attempts), PROBLEMS_AT_ONCE)):
+    stream = torch.Generator().manual_seed(seed + policy.rank)
+    starts = range(0, len(attempts), PROBLEMS_AT_ONCE)
+    for start in tqdm(starts, label, unit="batch", leave=False, disable=policy.rank > 0):
         batch = attempts[start : start + PROBLEMS_AT_ONCE]
-        if predictions:
-            predict(policy, batch, predictions, how, generator)
+        if sampling.predictions:
+            predict(policy, batch, sampling, stream)
         for attempt in batch if hints else ():
             attempt.hint = masa.hint_notions(attempt.predictions)
-        solve(policy, batch, samples, how, generator)
+        solve(policy, batch, sampling, stream)
         align(batch)
     return attempts
 
 
-def summarize(attempts: Sequence[Attempt]) -> dict:
-    """The figures of solved attempts, as plain numbers; None where nothing defines them."""
+def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Return the figures of solved attempts as plain numbers, None where nothing defines them."""
     if not attempts:
         raise ValueError("no problems to evaluate on")
-    rates = [attempt.pass_rate for attempt in attempts]
+    rates = [a.pass_rate for a in attempts]
     samples = len(attempts[0].solutions)
-    solutions = [rollout for attempt in attempts for rollout in attempt.solutions]
-    alignments = [alignment for attempt in attempts for alignment in attempt.alignments]
-    parsed = [prediction is not None for attempt in attempts for prediction in attempt.predictions]
-    counts = [sum(attempt.correct) for attempt in attempts]
-    levels = sorted({attempt.problem.level for attempt in attempts})
+    solutions = [rollout for a in attempts for rollout in a.solutions]
+    parsed = [prediction is not None for a in attempts for prediction in a.predictions]
+    levels = sorted({a.problem.level for a in attempts})
+    ks = [2**j for j in range(samples.bit_length())]
     return {
         "problems": len(attempts),
         "samples": samples,
         "pass1": float(np.mean(rates)),
         "pass1_interval": bootstrap_interval(rates),
-        "pass_at_k": {
-            str(k): float(np.mean([pass_at_k(samples, count, k) for count in counts]))
-            for k in (2**j for j in range(samples.bit_length()))
-        },
+        "pass_at_k": {str(k): float(np.mean([pass_at_k(samples, sum(a.correct), k) for a in attempts])) for k in ks},
         "pass1_by_level": {
             str(level): float(np.mean([a.pass_rate for a in attempts if a.problem.level == level])) for level in levels
         },
-        "zero_variance_frac": float(np.mean([attempt.zero_variance for attempt in attempts])),
+        "zero_variance_frac": float(np.mean([a.zero_variance for a in attempts])),
         "mean_length": generated_tokens(solutions) / len(solutions),
         "truncated_frac": float(np.mean([rollout.finish_reason != "stop" for rollout in solutions])),
         "parsed_frac": float(np.mean(parsed)) if parsed else None,
-        **mean_rewards(alignments),
+        "verifier_timeouts": sum(a.timeouts for a in attempts),
+        **mean_rewards([rewards for a in attempts for rewards in a.alignments]),
     }
 
 
+def with_votes(attempt: Attempt) -> dict[str, Any]:
+    """Return a problem for evaluations.jsonl, with the number of the group of equal answers of each solution."""
+    answers = [extract_answer(text) for text in attempt.responses]
+    return transcript(attempt, 0) | {"votes": answer_groups(answers, attempt.problem.kind)}
+
+
 def evaluate(
-    policy: Policy, problems: Sequence[tasks.Problem], options: argparse.Namespace, how: Sampling, label: str
+    policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[dict]]:
-    """All figures of one policy on one source, and the problems with what was predicted and what happened."""
-
-    def draw(what: str, samples: int, predictions: int, how: Sampling, hints: bool = False) -> list[Attempt]:
-        return attempt_all(
-            policy,
-            problems,
-            samples=samples,
-            predictions=predictions,
-            how=how,
-            seed=options.seed,
-            hints=hints,
-            progress=lambda batches: tqdm(batches, desc=f"{label}, {what}", unit="batch", leave=False),
-        )
-
-    before = verify.timeouts()
-    attempts = draw("sampling", options.samples, options.predictions, how)
-    result: dict[str, Any] = summarize(attempts)
-    shown = [with_votes(attempt) for attempt in attempts]
-    result["spending"] = spend.curves(shown, options.cutoff_multiplier, how.max_new_tokens)
-    result["vote_at_k"] = {str(p["samples"]): p["accuracy"] for p in result["spending"]["the same for all"]}
-    greedy = dataclasses.replace(how, temperature=0.0)
-    result["greedy"] = summarize(draw("greedy", 1, 0, greedy))["pass1"] if options.greedy else None
-    if options.predictions:
-        result["awareness"] = awareness(
-            shown,
-            group=options.group,
-            gate_std=options.gate_std,
-            gate_margin=options.gate_margin,
-            gate_easy=options.gate_easy,
-            cutoff_multiplier=options.cutoff_multiplier,
-            max_new_tokens=how.max_new_tokens,
-        )
+    """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
+    attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
+    result, rows = summarize(attempts), [with_votes(attempt) for attempt in attempts]
+    result["vote_at_k"] = {k: vote_at_k(rows, int(k)) for k in result["pass_at_k"]}
+    if options.greedy:
+        greedy = dataclasses.replace(sampling, temperature=0.0, samples=1, predictions=0)
+        result["greedy"] = summarize(attempt_all(policy, problems, greedy, label="greedy"))["pass1"]
     if options.hints:
-        hinted = draw("with hints", options.samples, options.predictions, how, hints=True)
+        hinted = attempt_all(policy, problems, sampling, seed=options.seed, hints=True, label="with hints")
         result["pass1_with_hints"] = summarize(hinted)["pass1"]
-        result["spending"]["with hints"] = spend.curve([with_votes(attempt) for attempt in hinted], spend.same_for_all)
-    return result | {"verifier_timeouts": verify.timeouts() - before}, shown
+    return result, rows
 
 
-def with_votes(attempt: Attempt) -> dict:
-    """A problem as evaluations.jsonl has it, with the group of equal answers that each solution belongs to."""
-    return transcript(0, attempt) | {"votes": spend.answer_groups(attempt.responses, attempt.problem.kind)}
-
-
-def table(result: dict) -> str:
-    """The figures as lines a person reads."""
+def table(result: dict[str, Any]) -> str:
+    """Return the figures as lines for a person."""
     low, high = result["pass1_interval"]
-    lines = [
-        f"{result['problems']} problems x {result['samples']} samples",
-        f"pass@1            {result['pass1']:.3f}   95% interval {low:.3f} to {high:.3f}",
-        f"greedy            {_shown(result['greedy'])}",
-        "pass@k            " + _listed(result["pass_at_k"], "k="),
-        "majority vote@k   " + _listed(result["vote_at_k"], "k="),
-        "pass@1 by level   " + _listed(result["pass1_by_level"]),
-        f"mean length       {result['mean_length']:.1f} tokens, {result['truncated_frac']:.1%} truncated, "
-        f"{result['verifier_timeouts']} verifier time-outs",
-    ]
-    if "pass1_with_hints" in result:
-        lines.append(f"pass@1 with hints {result['pass1_with_hints']:.3f}")
-    if "awareness" in result:
-        lines += _awareness_lines(result)
-    lines.append("accuracy of a vote for so many tokens a problem, predictions included:")
-    for name, points in result["spending"].items():
-        lines.append(f"  {name:<17} " + "   ".join(f"{p['accuracy']:.3f} for {p['tokens']:.0f}" for p in points))
-    return "\n".join(lines)
-
-
-def _awareness_lines(result: dict) -> list[str]:
-    found = result["awareness"]
-    rate, length, gate, cutoff = found.get("pass_rate", {}), found["length"], found["gate"], found["cutoff"]
     rewards = {name: result[f"reward_{name}"] for name in COMPONENTS}
     lines = [
-        f"predictions       {result['parsed_frac']:.1%} parsed; rewards   {_listed(rewards)}",
-        "predicted rate    "
-        + _listed({k: rate.get(k) for k in ("correlation", "error", "calibration_error", "spread")}),
-        "Brier score       "
-        + _listed({"of one prediction for all": rate.get("brier_of_a_constant"), "found": rate.get("brier")}),
-        "predicted length  " + _listed(length),
-        f"notion precision  {_shown(found['notion_precision'])}",
+        f"{result['problems']} problems x {result['samples']} solutions",
+        f"pass@1            {result['pass1']:.3f}   95% interval {low:.3f} to {high:.3f}",
+        f"greedy            {_shown(result.get('greedy'))}",
+        f"with hints        {_shown(result.get('pass1_with_hints'))}",
+        f"pass@k            {_listed(result['pass_at_k'], 'k=')}",
+        f"majority vote@k   {_listed(result['vote_at_k'], 'k=')}",
+        f"pass@1 by level   {_listed(result['pass1_by_level'])}",
+        f"predictions       parsed: {_shown(result['parsed_frac'])}   rewards: {_listed(rewards)}",
+        f"mean length       {result['mean_length']:.1f} tokens, {result['truncated_frac']:.1%} cut short, "
+        f"{result['verifier_timeouts']} verifier time-outs",
     ]
-    for name, point in (
-        ("gate", gate),
-        ("best thresholds", gate["best_f1"] or {}),
-        ("oracle, as many", gate["oracle"]["same_share"]),
-        ("oracle, best F1", gate["oracle"]["best_f1"]),
-        ("cutoff", cutoff),
-    ):
-        names = ("precision", "recall", "f1", "share", "margin")
-        lines.append(f"{name:<18}" + _listed({key: point[key] for key in names if key in point}))
-    lines += [
-        f"the gate saves    {gate['tokens_saved']:,} of {gate['tokens']:,} tokens for {gate['tokens_predicting']:,} in "
-        f"predictions, and loses {gate['right_lost']} of {gate['right']} right answers",
-        f"the cutoff saves  {cutoff['tokens_saved']:,} tokens, and loses {cutoff['right_lost']} right answers in "
-        f"{cutoff['cut']} cut",
-    ]
-    return lines
+    return "\n".join(line for line in lines if not line.endswith(" -"))
 
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _listed(values: dict, before: str = "") -> str:
+def _listed(values: dict[str, float | None], before: str = "") -> str:
     return "   ".join(f"{before}{name}: {_shown(value)}" for name, value in values.items())
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command line; ones that are not given are those of training."""
-    parser = argparse.ArgumentParser(
-        description="Evaluate policies: how often right, by level, and how well their predictions fit what they do.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of eval.py; limits that are not given are those of training."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS)
+    sets = ", ".join(benchmarks.BENCHMARKS)
     parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
     parser.add_argument(
-        "--data",
-        nargs="+",
-        default=["arithmetic"],
-        help=f"each is {', '.join(tasks.GENERATORS)}, a file of problems, or {', '.join(benchmarks.BENCHMARKS)}",
+        "--data", nargs="+", default=["arithmetic"], help=f"each is a generator, a file of problems, or one of {sets}"
     )
-    parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2,3; empty for all")
-    parser.add_argument("--problems", type=int, default=128, help="how many held-out problems")
-    parser.add_argument(
-        "--whole",
-        action="store_true",
-        help="all problems of a file or set, held out or not, for one that was never trained on",
-    )
-    parser.add_argument("--samples", type=int, default=32, help="solutions to each problem")
-    parser.add_argument("--predictions", type=int, default=4, help="meta-predictions for each problem; 0 for none")
-    parser.add_argument("--group", type=int, default=16, help="G: the gate is to foresee whether so many are alike")
-    parser.add_argument("--hints", action="store_true", help="solve once more with the predicted notions as hints")
-    parser.add_argument(
-        "--greedy", action=argparse.BooleanOptionalAction, default=True, help="solve once greedily, too"
-    )
-    for name, text in LIMITS.items():
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, help=f"{text}; without it as in training: see options.py")
-    parser.add_argument("--gate-std", type=float, default=0.1, help="predictions agree below this standard deviation")
-    parser.add_argument("--gate-margin", type=float, default=0.1, help="a mean this near to 0 is skipped")
-    parser.add_argument(
-        "--gate-easy",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="a mean near 1 is skipped, too (so are they in the training of real models)",
-    )
-    parser.add_argument("--cutoff-multiplier", type=float, default=2.0, help="limit: this times the predicted length")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; the held-out problems stay the same")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run the Python files that come with a model: they can do all that you can do",
-    )
+    parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2,3")
+    parser.add_argument("--problems", type=int, default=128, help="how many held-out problems (default: 128)")
+    parser.add_argument("--whole", action="store_true", default=False, help="all problems of a file, held out or not")
+    parser.add_argument("--hints", action="store_true", default=False, help="solve once more with notions as hints")
+    parser.add_argument("--greedy", action=argparse.BooleanOptionalAction, default=True, help="also solve greedily")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, all tokens)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws; held-out problems stay the same")
     parser.add_argument("--out", type=Path, default=None, help="folder for eval.json and evaluations.jsonl")
-    options = parser.parse_args(arguments)
-    for name in ("problems", "samples", "group"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: found {getattr(options, name)}, expected at least 1")
-    return options
+    add_flags(parser, [SamplingOptions, ModelOptions], leave_out=("model", "max_prompt_tokens"))
+    parser.set_defaults(samples=32, predictions=4)
+    return parser
 
 
-def load_held_out(name: str, options: argparse.Namespace) -> list[tasks.Problem]:
-    """Problems of a source that training never sees; of a benchmark any, and with --whole all there are."""
-    levels = Options(levels=options.levels).chosen_levels
-    if benchmark := name in benchmarks.BENCHMARKS:
-        source = tasks.listed_source(name, benchmarks.load(name), levels)
+def held_out_problems(name: str, options: argparse.Namespace) -> list[source.Problem]:
+    """Return problems of a source that training never sees; of one of the paper's sets, or with --whole, any."""
+    levels = source.DataOptions(levels=options.levels).chosen_levels
+    is_benchmark, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
+    if is_benchmark:
+        found = source.listed_source(name, benchmarks.load(name), levels)
     else:
-        source = tasks.load_problems(name, levels=levels)
-    source.print_skipped()
-    everything = options.whole and name not in tasks.GENERATORS  # of which there is no end
-    return source.heldout(None if everything else options.problems, whole=benchmark or options.whole)
-
-
-def sampling(model: str, options: argparse.Namespace) -> Sampling:
-    """How a model's responses are drawn: limits that are not given are those of its training."""
-    trained = Options(**preset("masa", model))
-    limits = {name: getattr(options, name) or getattr(trained, name) for name in LIMITS}
-    return Sampling(**limits, temperature=options.temperature, top_p=options.top_p)
+        found = source.load_problems(name, levels=levels)
+    found.print_skipped()
+    count = None if options.whole and not is_endless else options.problems
+    return found.heldout(count, whole=is_benchmark or options.whole)
 
 
 def main() -> None:
-    options = parse_arguments()
+    options = build_parser().parse_args()
     results, shown = [], []
     try:
-        sources = {name: load_held_out(name, options) for name in options.data}
+        if options.problems < 1:
+            raise OptionError(f"--problems: found {options.problems}, expected at least 1")
+        sources = {name: held_out_problems(name, options) for name in options.data}
         for model in options.model:
-            policy = policies.load(model, options.device, trust_remote_code=options.trust_remote_code)
+            values = defaults_for(model, [SamplingOptions]) | vars(options)
+            sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
+            policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
-                of = {"model": model, "data": name}
-                result, rows = evaluate(policy, problems, options, sampling(model, options), f"{model} on {name}")
-                results.append(of | result)
-                shown.append(of | {"problems": rows})
+                result, rows = evaluate(policy, problems, sampling, options)
+                results.append({"model": model, "data": name} | result)
+                shown.append({"model": model, "data": name, "problems": rows})
                 print(f"\n{model} on {name}\n{table(result)}")
-    except ValueError as error:  # of problems, policy or sampler: each message says what is wrong
+    except ValueError as error:  # from options, problems, policy or sampler: each message says what is wrong
         sys.exit(f"eval.py: {error}")
     if len(results) > 1:
         print(f"\n{'pass@1':<10}{'greedy':<10}{'tokens':<10}model, data")
         for r in results:
-            print(f"{r['pass1']:<10.3f}{_shown(r['greedy']):<10}{r['mean_length']:<10.1f}{r['model']}, {r['data']}")
+            greedy = _shown(r.get("greedy"))
+            print(f"{r['pass1']:<10.3f}{greedy:<10}{r['mean_length']:<10.1f}{r['model']}, {r['data']}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"options": vars(options), "results": results}, indent=2, default=str)
         (options.out / "eval.json").write_text(text + "\n")
         with open(options.out / "evaluations.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in shown)
-        print(f"\nwritten to {options.out / 'eval.json'}")
+        print(f"\nwritten to {options.out}; its self-knowledge: python -m lab.awareness {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,48 +1,83 @@
-"""GRPO: group advantages, token log-probs, the clipped loss, and one update of the policy.
+"""GRPO: turn the rewards of rollouts into one update of the policy, in plain PyTorch.
 
-    rewards of a group -> advantages -> every rollout a `Sequence` -> log-probs -> loss -> gradients -> one step
+    rewards of a group -> advantages -> log-probs of every token -> clipped loss -> gradients -> one step of AdamW
 
-The paper's objective (section 3.2) is GRPO with two of DAPO's pieces: clip-higher (0.2 / 0.28) and a mean over all
-tokens of the batch instead of a mean per rollout. Solution and meta rollouts are separate groups, and here each
-kind also has a denominator of its own: under a common one, ten-token predictions would hardly count.
+GRPO (section 3.1 of the paper) compares the rollouts of one prompt with each other: those with a higher reward than
+their group become more likely, the others less. Two pieces of DAPO are built in: the wider upper clip range
+("clip-higher") and a loss that is a mean over all tokens. Predictions and solutions are separate groups, and each kind
+has its own denominator: under a common one, predictions of ten tokens would hardly count beside solutions of forty.
 
-Left out: a critic, an entropy bonus, importance sampling between sampler and trainer (their gap is measured
-instead). Run `python grpo.py` for a worked example.
+This file is complete, and it is the reference: `engine/update.py` makes the same gradients faster, within less memory
+or on several devices, by replacing one function, `over_batches`. Left out: a critic, an entropy bonus, and importance
+sampling between sampler and trainer (their gap is measured instead). Run `python grpo.py` for a worked example.
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from engine import parallel
-from engine.logprobs import FILLER, Sequence, batches, longest_length, token_logprobs
-from engine.memory import within_memory
+CLIP_LOW = 0.2  # the ratio is clipped below 1 - 0.2 (the paper's value)
+MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm (the paper's value)
+WEIGHT_DECAY = 0.1  # of AdamW in the GRPO update (the paper's value)
+# Logits are made for this many entries at once (256 MiB in float32) and made again in the backward pass. With a
+# vocabulary of 150,000 tokens, the logits of a whole batch would be by far the largest tensor of all.
+LOGITS_AT_ONCE = 2**26
 
 
-@dataclass(frozen=True)
-class UpdateSettings:
-    """How a batch becomes an update; `train.py --help` explains each."""
+@dataclass
+class UpdateOptions:
+    """How a batch of rollouts becomes an update. (Each option: its type, its help, and what its value must be.)"""
 
-    aggregation: str = "token-mean"  # "token-mean" | "sequence-mean" | "dr-grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_coef: float = 0.0
-    meta_weight: float = 1.0
-    minibatches: int = 1
-    max_grad_norm: float = 1.0
-    token_budget: int = 16384  # padded tokens in a micro-batch
-    temperature: float = 1.0
-    max_lengths: tuple[tuple[str, int], ...] = ()  # (kind, tokens): the constant lengths of Dr.GRPO
+    lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 1e-4
+    warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
+    clip_high: Annotated[float, "the ratio is clipped above 1 + this (clip-higher)", {"least": 0}] = 0.28
+    aggregation: Annotated[Literal["token-mean", "sequence-mean", "dr-grpo"], "what the loss is a mean over"] = (
+        "token-mean"
+    )
+    normalize_std: Annotated[bool, "divide advantages by the standard deviation of their group"] = True
+    kl_coef: Annotated[float, "weight of a KL penalty towards the initial policy; 0 for none", {"least": 0}] = 0.0
+    meta_weight: Annotated[float, "weight of predictions in the loss (solutions: 1)", {"least": 0, "real": 1.0}] = 0.3
+    minibatches: Annotated[int, "optimizer steps for each batch of rollouts", {"least": 1}] = 1
+    token_budget: Annotated[
+        int, "padded tokens in a micro-batch: lower it to save memory", {"least": 1, "real": 8192}
+    ] = 2048
+
+
+@dataclass
+class Sample:
+    """A rollout to learn from: token lists and numbers, no tensors until the update needs them.
+
+    advantage: one number for all of its tokens.  kind: "solution" or "meta" (a prediction).  group: the number of its
+    group; the samples of one group share a prompt.  sampled_logprobs: log-probs as the sampler saw them, only to
+    measure how far the trainer's differ.  weight: what each of its tokens counts in the loss (`set_weights`).  kept:
+    log-probs (T,) from before the update, "old" for several minibatches, "reference" for a KL penalty.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    advantage: float = 0.0
+    kind: str = "solution"
+    group: int = 0
+    sampled_logprobs: list[float] = field(default_factory=list)
+    weight: float = 0.0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+# ---- advantages and loss: pure functions
 
 
 def group_advantages(rewards: Tensor, normalize_std: bool = True) -> Tensor:
-    """Advantages within each group: (P, G) rewards -> (P, G), mean 0 in each row (GRPO, paper section 3.2).
+    """Return the advantages within each group: (P, G) rewards -> (P, G), with mean 0 in each row.
 
-    Divided by the group's standard deviation (Bessel's correction) + 1e-6 unless `normalize_std` is off
-    (Dr.GRPO). A group whose rewards are all the same gets exactly 0: it teaches nothing.
+    They are divided by the group's standard deviation (with Bessel's correction) plus 1e-6, unless `normalize_std` is
+    off (Dr.GRPO). A group whose rewards are all equal gets exactly 0: it teaches nothing.
     """
     rewards = torch.as_tensor(rewards)
     rewards = rewards if rewards.is_floating_point() else rewards.float()
@@ -51,7 +86,7 @@ def group_advantages(rewards: Tensor, normalize_std: bool = True) -> Tensor:
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
     if normalize_std and rewards.shape[1] > 1:
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + 1e-6)
-    # The mean of equal numbers may differ from them in the last bit; divided by 1e-6 that would be a signal.
+    # The mean of equal numbers may differ from them in the last bit; divided by 1e-6, that would look like a signal.
     constant = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(constant, 0.0)
 
@@ -62,17 +97,17 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     denominator: float | Tensor,
-    clip_low: float = 0.2,
+    clip_low: float = CLIP_LOW,
     clip_high: float = 0.28,
 ) -> Tensor:
-    """The clipped surrogate: -sum(mask * min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)) / denominator.
+    """Return the clipped loss -sum(mask * min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)) / denominator.
 
-    logprobs, old_logprobs, mask: the same shape, (B, T) or flat (N,).  advantages: that shape, or (B,) to hold
-    for all tokens of a row.  mask may carry weights (see `token_weights`).  Returns a scalar.
+    logprobs, old_logprobs, mask: of one shape, (B, T) or flat (N,).  advantages: that shape, or (B,) for one number
+    per row.  mask: of any number type; it may carry weights (see `set_weights`).  The result is a scalar.
     """
     if advantages.ndim < logprobs.ndim:
         advantages = advantages.unsqueeze(-1)
-    # A masked log-prob may be anything, and a ratio may overflow: neither may become NaN, nor its gradient.
+    # A masked log-prob may be anything, and a ratio may overflow: neither may become NaN, nor may its gradient.
     log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0).clamp(-20, 20)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
@@ -80,55 +115,201 @@ def policy_loss(
 
 
 def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference) for each token: exp(d) - d - 1 with d = reference - policy."""
+    """Estimate KL(policy || reference) for each token with k3: exp(d) - d - 1, where d = reference - policy."""
     difference = reference_logprobs - logprobs
     return difference.exp() - difference - 1
 
 
-def token_weights(sequences: list[Sequence], settings: UpdateSettings) -> list[float]:
-    """The weight of every token of each sequence; multiplied by it, a plain sum over tokens is the mean wanted.
+def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: Mapping[str, int]) -> None:
+    """Set the weight of every sample so that a plain weighted sum over tokens is the mean that is wanted.
 
-    token-mean: 1 / all tokens of its kind (the paper, DAPO).  sequence-mean: 1 / (its length x sequences of
-    its kind) (GRPO as first published).  dr-grpo: 1 / (longest allowed length x sequences of its kind).
+    token-mean: 1 / all tokens of its kind (DAPO).  sequence-mean: 1 / (its own length x samples of its kind) (GRPO as
+    first published).  dr-grpo: 1 / (longest allowed length x samples of its kind).  max_lengths: kind -> tokens.
     """
-    count: dict[str, int] = {}
-    tokens: dict[str, int] = {}
-    for sequence in sequences:
-        count[sequence.kind] = count.get(sequence.kind, 0) + 1
-        tokens[sequence.kind] = tokens.get(sequence.kind, 0) + len(sequence.response_ids)
-    max_lengths = dict(settings.max_lengths)
-
-    def denominator(sequence: Sequence) -> float:
-        if settings.aggregation == "token-mean":
-            return tokens[sequence.kind]
-        if settings.aggregation == "sequence-mean":
-            return count[sequence.kind] * len(sequence.response_ids)
-        if settings.aggregation == "dr-grpo":
-            return count[sequence.kind] * max_lengths[sequence.kind]
-        raise ValueError(f"unknown aggregation {settings.aggregation!r}")
-
-    return [
-        (settings.meta_weight if sequence.kind == "meta" else 1.0) / denominator(sequence) for sequence in sequences
-    ]
+    count = Counter(sample.kind for sample in samples)
+    tokens: Counter[str] = Counter()
+    for sample in samples:
+        tokens[sample.kind] += len(sample.response_ids)
+    for sample in samples:
+        denominator = {
+            "token-mean": tokens[sample.kind],
+            "sequence-mean": count[sample.kind] * len(sample.response_ids),
+            "dr-grpo": count[sample.kind] * max_lengths.get(sample.kind, 1),
+        }[options.aggregation]
+        sample.weight = (options.meta_weight if sample.kind == "meta" else 1.0) / denominator
 
 
-def _share(sequences: list[Sequence]) -> list[Sequence]:
-    """The sequences whose gradients this rank computes; those of one prompt stay together."""
-    by_prompt: dict[tuple[int, ...], list[Sequence]] = {}
-    for sequence in sequences:
-        by_prompt.setdefault(tuple(sequence.prompt_ids), []).append(sequence)
-    return [sequence for group in parallel.share(list(by_prompt.values())) for sequence in group]
+# ---- log-probs of responses, with gradients
 
 
-def _per_token(values: list[float], sequences: list[Sequence], device) -> Tensor:
-    """One value per sequence -> one per response token, flat (N,)."""
-    lengths = torch.tensor([len(s.response_ids) for s in sequences])
-    return torch.tensor(values).repeat_interleave(lengths).to(device)
+def token_logprobs(model: Any, samples: Sequence[Sample], temperature: float = 1.0) -> Tensor:
+    """Return the log-probs of all response tokens, flat and in order: (N,), N the sum of the response lengths."""
+    rows = [sample.prompt_ids + sample.response_ids for sample in samples]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # (B, L)
+    is_response = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (sample, row) in enumerate(zip(samples, rows, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        is_response[i, len(sample.prompt_ids) : len(row)] = True
+    ids, is_response = ids.to(model.device), is_response.to(model.device)
+    # Padding stands on the right, where causal attention never looks, so no attention mask is needed.
+    hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # (B, L - 1, H)
+    predicts_response = is_response[:, 1:].flatten().nonzero().squeeze(1)  # (N,)
+    hidden = hidden.flatten(0, 1).index_select(0, predicts_response)  # (N, H); its gradient is cheaper than a mask's
+    return head_logprobs(model, hidden, ids[is_response], temperature)
 
 
-def _optimizer_step(model, optimizer, max_grad_norm: float) -> tuple[float, bool]:
-    """Clip and step; returns the norm before clipping and whether a step was made (never with inf or NaN in it)."""
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+def head_logprobs(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the log-probs (N,) of the target tokens (N,) from last hidden states (N, H), a chunk of logits at a time.
+
+    They are those of softmax(logits / temperature).
+    """
+    head = model.get_output_embeddings()
+
+    def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = head(hidden).float() / temperature  # (chunk, V)
+        return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+    if len(targets) <= size:
+        return chunk_logprobs(hidden, targets)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(chunk_logprobs, h, t, use_reentrant=False) for h, t in chunks])
+
+
+def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
+    """Yield samples of similar length together, at most `token_budget` padded tokens; a longer one stands alone."""
+    batch: list[Sample] = []
+    for sample in sorted(samples, key=_length):
+        if batch and (len(batch) + 1) * _length(sample) > token_budget:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def _length(sample: Sample) -> int:
+    return len(sample.prompt_ids) + len(sample.response_ids)
+
+
+Work = Callable[[list[Sample], Tensor], Mapping[str, float]]
+
+
+def over_batches(
+    model: Any, samples: Sequence[Sample], work: Work, token_budget: int, temperature: float = 1.0
+) -> Counter:
+    """Call work(micro-batch, its log-probs (N,)) on all samples, and return the sum of the figures it returns.
+
+    `work` goes backward itself if it wants gradients: they add up, so the sizes of the micro-batches do not matter.
+    """
+    figures: Counter = Counter()
+    for batch in micro_batches(samples, token_budget):
+        figures.update(work(batch, token_logprobs(model, batch, temperature)))
+    return figures
+
+
+# ---- one update
+
+
+def update(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    options: UpdateOptions,
+    *,
+    temperature: float = 1.0,
+    max_lengths: Mapping[str, int] | None = None,
+    reference: Any = None,
+    seed: int = 0,
+    over_batches: Callable[..., Counter] = over_batches,
+) -> dict[str, Any]:
+    """Make one GRPO update, or one for each of `options.minibatches` parts, on a batch of rollouts.
+
+    Samples with advantage 0 cost nothing unless a KL penalty needs them, but they count in the denominators.
+    max_lengths: the longest allowed response of each kind, in tokens, for dr-grpo.  reference: the frozen model of the
+    KL penalty.  seed: of the order of minibatches.
+
+    Returns the loss; grad_norm before clipping; logprob_gap, the mean |sampled - trainer's| log-prob; clip_frac, the
+    share of tokens outside the clip range; the mean kl; skipped_updates, those whose gradient was not finite; and
+    oom_retries. What is not defined is None.
+    """
+    use_kl = reference is not None and options.kl_coef > 0
+    learning = [sample for sample in samples if sample.advantage != 0 or use_kl]
+    passes = partial(over_batches, token_budget=options.token_budget, temperature=temperature)
+    figures: Counter = Counter()
+    norms = []
+    parts = [list(samples)]
+    model.train()
+    if use_kl:
+        with torch.no_grad():
+            figures.update(passes(reference, learning, partial(keep, "reference")))
+    if options.minibatches > 1:
+        shuffled = random.Random(seed).sample(list(samples), len(samples))
+        parts = [shuffled[k :: options.minibatches] for k in range(options.minibatches)]
+        with torch.no_grad():
+            figures.update(passes(model, learning, partial(keep, "old")))
+    for part in parts:
+        set_weights(part, options, max_lengths or {})
+        learning = [sample for sample in part if sample.advantage != 0 or use_kl]
+        if learning:
+            figures.update(passes(model, learning, partial(go_backward, options)))
+            norm, stepped = clip_and_step(model, optimizer)
+            norms.append(norm)
+            figures["skipped_updates"] += not stepped
+    model.eval()
+    tokens = figures["tokens"]
+    return {
+        "loss": figures["loss"] if tokens else None,
+        "grad_norm": max(norms, default=None),
+        "logprob_gap": figures["gap"] / tokens if tokens else None,
+        "clip_frac": figures["clipped"] / tokens if tokens else None,
+        "kl": figures["kl"] / tokens if tokens and use_kl else None,
+        "skipped_updates": figures["skipped_updates"],
+        "oom_retries": int(figures["oom_retries"]),
+    }
+
+
+def go_backward(options: UpdateOptions, batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
+    """Send the loss of one micro-batch backward, and return its figures as sums over tokens."""
+    advantages = per_token([sample.advantage for sample in batch], batch, logprobs)
+    weights = per_token([sample.weight for sample in batch], batch, logprobs)
+    # With one update for a batch, the policy that drew is the policy that learns: the ratio is exactly 1, only its
+    # gradient matters, and a second forward pass for old log-probs would be wasted.
+    old = torch.cat([s.kept["old"] for s in batch]) if "old" in batch[0].kept else logprobs.detach()
+    loss = policy_loss(logprobs, old, advantages, weights, 1.0, CLIP_LOW, options.clip_high)
+    kl = torch.zeros_like(logprobs)
+    if "reference" in batch[0].kept:
+        kl = kl_penalty(logprobs, torch.cat([s.kept["reference"] for s in batch]))
+        loss = loss + options.kl_coef * (kl * weights).sum()
+    loss.backward()
+    ratio = (logprobs.detach() - old).exp()
+    sampled = torch.tensor([x for sample in batch for x in sample.sampled_logprobs], device=logprobs.device)
+    return {
+        "loss": float(loss.detach()),
+        "gap": float((logprobs.detach() - sampled).abs().sum()) if len(sampled) == len(logprobs) else 0.0,
+        "clipped": int(((ratio < 1 - CLIP_LOW) | (ratio > 1 + options.clip_high)).sum()),
+        "kl": float(kl.detach().sum()),
+        "tokens": len(logprobs),
+    }
+
+
+def per_token(values: list[float], batch: Sequence[Sample], like: Tensor) -> Tensor:
+    """Repeat one value per sample for each of its response tokens: flat (N,), on the device of `like`."""
+    lengths = torch.tensor([len(sample.response_ids) for sample in batch])
+    return torch.tensor(values).repeat_interleave(lengths).to(like.device)
+
+
+def keep(name: str, batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
+    """Keep the log-probs of each sample under a name, for later micro-batches."""
+    for sample, values in zip(batch, logprobs.split([len(s.response_ids) for s in batch]), strict=True):
+        sample.kept[name] = values
+    return {}
+
+
+def clip_and_step(model: Any, optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
+    """Clip the gradients and step; return their norm before, and whether a step was made: never with inf or NaN."""
+    norm: Any = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a model split over several devices
     finite = bool(torch.isfinite(norm))
     if finite:
         optimizer.step()
@@ -136,149 +317,52 @@ def _optimizer_step(model, optimizer, max_grad_norm: float) -> tuple[float, bool
     return float(norm), finite
 
 
-def _accumulate(model, sequences: list[Sequence], weights: list[float], loss_of: Callable, sums, settings) -> None:
-    """Gradients of loss_of(logprobs, weights, micro-batch), summed over micro-batches and ranks: their sizes do not
-    matter. Each rank gives its own sequences. loss_of adds its figures to `sums`, as does this to sums["oom_retries"].
+def imitate(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    options: UpdateOptions,
+    *,
+    over_batches: Callable[..., Counter] = over_batches,
+) -> dict[str, Any]:
+    """Make one supervised step on responses to imitate (behaviour cloning, section 3.3).
+
+    Returns expert_loss, the mean negative log-likelihood per token before the step, skipped_updates and oom_retries.
     """
-    weight_of = {id(sequence): weight for sequence, weight in zip(sequences, weights, strict=True)}
-    before = dict(sums)
-
-    def compute(token_budget: int) -> None:
-        sums.update(before)
-        for batch, prompts in batches(model, sequences, token_budget):
-            logprobs = parallel.run(model, token_logprobs, model, batch, settings.temperature, prompts)  # (N,)
-            if batch is FILLER:
-                (0 * logprobs.sum()).backward()
-                continue
-            weight = _per_token([weight_of[id(s)] for s in batch], batch, logprobs.device)  # (N,)
-            loss_of(logprobs, weight, batch).backward()
-
-    sums["oom_retries"] += within_memory(model, settings.token_budget, longest_length(sequences), compute)
-    parallel.sum_gradients(model)
-
-
-def _store_logprobs(model, sequences: list[Sequence], attribute: str, settings: UpdateSettings) -> int:
-    """Keep the log-probs that `model` gives now as `attribute` of each sequence; returns how often memory ran out."""
-
-    @torch.no_grad()
-    def compute(token_budget: int) -> None:
-        for batch, prompts in batches(model, sequences, token_budget):
-            logprobs = parallel.run(model, token_logprobs, model, batch, settings.temperature, prompts)
-            for sequence, values in zip(batch, logprobs.split([len(s.response_ids) for s in batch]), strict=True):
-                setattr(sequence, attribute, values)
-
-    return within_memory(model, settings.token_budget, longest_length(sequences), compute)
-
-
-def _stored(sequences: list[Sequence], attribute: str) -> Tensor:
-    """What `_store_logprobs` kept, flat (N,)."""
-    return torch.cat([getattr(sequence, attribute) for sequence in sequences])
-
-
-def update(model, optimizer, sequences: list[Sequence], settings: UpdateSettings, *, reference=None, seed=0) -> dict:
-    """One GRPO update (or one for each of `settings.minibatches` parts) on a batch of rollouts.
-
-    With a single update the old log-probs are the current ones, detached: the ratio is exactly 1, nothing is
-    computed twice. Sequences with advantage 0 cost nothing unless a KL term asks for them, but they count in
-    the denominators. `reference` is the frozen model of the KL term. With several processes each is given all
-    sequences, and computes those of its share of the prompts: denominators and figures are those of all.
-
-    Returns the loss, the gradient norm, the mean |log-prob sampled - log-prob in training| (logprob_gap), the
-    share of tokens outside the clip range (clip_frac), the mean KL, the number of updates skipped because a
-    gradient was not finite, and how often memory ran out (oom_retries). What is not defined is None.
-    Raises OutOfMemory.
-    """
-    use_kl = settings.kl_coef > 0 and reference is not None
-    mine = _share([s for s in sequences if s.advantage != 0 or use_kl])
-    is_mine = {id(s) for s in mine}
-    sums = {"loss": 0.0, "gap": 0.0, "clipped": 0.0, "kl": 0.0, "tokens": 0, "oom_retries": 0}
-    norms: list[float] = []
-    skipped = 0
+    tokens = sum(len(sample.response_ids) for sample in samples)
+    for number, sample in enumerate(samples):
+        sample.group, sample.weight = number, 1 / tokens
     model.train()
-    if use_kl:
-        sums["oom_retries"] += _store_logprobs(reference, mine, "reference_logprobs", settings)
-    if settings.minibatches > 1:
-        sums["oom_retries"] += _store_logprobs(model, mine, "old_logprobs", settings)
-
-    def loss_of(logprobs: Tensor, weight: Tensor, batch: list[Sequence]) -> Tensor:
-        advantages = _per_token([s.advantage for s in batch], batch, logprobs.device)
-        old = _stored(batch, "old_logprobs") if settings.minibatches > 1 else logprobs.detach()
-        loss = policy_loss(logprobs, old, advantages, weight, 1.0, settings.clip_low, settings.clip_high)
-        if use_kl:
-            kl = kl_penalty(logprobs, _stored(batch, "reference_logprobs"))
-            loss = loss + settings.kl_coef * (kl * weight).sum()
-            sums["kl"] += float(kl.detach().sum())
-        ratio = (logprobs.detach() - old).exp()
-        sums["clipped"] += int(((ratio < 1 - settings.clip_low) | (ratio > 1 + settings.clip_high)).sum())
-        sampled = torch.tensor([x for s in batch for x in s.sampled_logprobs], device=logprobs.device)
-        if len(sampled) == len(logprobs):
-            sums["gap"] += float((logprobs.detach() - sampled).abs().sum())
-        sums["loss"] += float(loss.detach())
-        sums["tokens"] += len(logprobs)
-        return loss
-
-    shuffled = random.Random(seed).sample(sequences, len(sequences)) if settings.minibatches > 1 else sequences
-    for part in (shuffled[k :: settings.minibatches] for k in range(settings.minibatches)):
-        weighted = [
-            (s, w) for s, w in zip(part, token_weights(part, settings), strict=True) if s.advantage != 0 or use_kl
-        ]
-        if not weighted:
-            continue
-        own = [(s, w) for s, w in weighted if id(s) in is_mine]
-        _accumulate(model, [s for s, _ in own], [w for _, w in own], loss_of, sums, settings)
-        norm, stepped = _optimizer_step(model, optimizer, settings.max_grad_norm)
-        norms.append(norm)
-        skipped += not stepped
+    figures = over_batches(model, samples, go_backward_to_imitate, options.token_budget)
+    _, stepped = clip_and_step(model, optimizer)
     model.eval()
-    sums = parallel.total(sums)
-    tokens = sums["tokens"]
     return {
-        "loss": sums["loss"] if tokens else None,
-        "grad_norm": max(norms, default=None),
-        "logprob_gap": sums["gap"] / tokens if tokens else None,
-        "clip_frac": sums["clipped"] / tokens if tokens else None,
-        "kl": sums["kl"] / tokens if tokens and use_kl else None,
-        "skipped_updates": skipped,
-        "oom_retries": int(sums["oom_retries"]),
+        "expert_loss": figures["loss"],
+        "skipped_updates": int(not stepped),
+        "oom_retries": int(figures["oom_retries"]),
     }
 
 
-def clone(model, optimizer, sequences: list[Sequence], settings: UpdateSettings) -> tuple[float, bool, int]:
-    """One supervised step on expert trajectories (behaviour cloning, section 3.3).
-
-    Returns the mean negative log-likelihood per token before the step, whether the step was made, and how often
-    memory ran out. Raises OutOfMemory.
-    """
-    tokens = sum(len(s.response_ids) for s in sequences)
-    sums = {"loss": 0.0, "oom_retries": 0}
-
-    def loss_of(logprobs: Tensor, weight: Tensor, batch: list[Sequence]) -> Tensor:
-        loss = -(logprobs * weight).sum()
-        sums["loss"] += float(loss.detach())
-        return loss
-
-    model.train()
-    mine = parallel.share(sequences)
-    _accumulate(model, mine, [1 / tokens] * len(mine), loss_of, sums, settings)
-    _, stepped = _optimizer_step(model, optimizer, settings.max_grad_norm)
-    model.eval()
-    sums = parallel.total(sums)
-    return sums["loss"], stepped, int(sums["oom_retries"])
+def go_backward_to_imitate(batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
+    """Send the weighted negative log-likelihood of one micro-batch backward, and return it."""
+    loss = -(logprobs * per_token([sample.weight for sample in batch], batch, logprobs)).sum()
+    loss.backward()
+    return {"loss": float(loss.detach())}
 
 
 def main() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    print("rewards of two problems, four rollouts each:\n", rewards)
-    print("advantages: (1 - .5) / (.5774 + 1e-6) = .8660; an all-right group teaches nothing:")
+    print("The rewards of two problems, four rollouts each:\n", rewards)
+    print("Advantages: (1 - 0.5) / (0.5774 + 1e-6) = 0.8660; a group that is all right teaches nothing:")
     print(group_advantages(rewards))
     old = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
     new = torch.tensor([[0.5, 0.9], [0.3, 0.1]]).log().requires_grad_()
     mask = torch.tensor([[1, 1], [1, 0]])
     loss = policy_loss(new, old, torch.tensor([1.0, -1.0]), mask, denominator=3)
-    print("ratios 1, 1.8 | 0.6, masked; advantages +1 | -1")
-    print("loss = -(1 + min(1.8, 1.28) + min(-.6, -.8)) / 3 = -1.48 / 3 = -.4933:", round(loss.item(), 4))
+    print("Two responses of two tokens. Ratios: 1 and 1.8; 0.6 and a masked one. Advantages: +1 and -1.")
+    print("loss = -(1 + min(1.8, 1.28) + min(-0.6, -0.8)) / 3 = -1.48 / 3 = -0.4933:", round(loss.item(), 4))
     loss.backward()
-    print("gradient by log-prob: -1/3, then 0 where clipped or masked:", new.grad)
+    print("Its gradient by log-prob is -1/3, and 0 where the ratio is clipped or the token masked:", new.grad)
 
 
 if __name__ == "__main__":

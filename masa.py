@@ -1,20 +1,20 @@
 """MASA: meta-awareness via self-alignment (arXiv 2510.03259), the part that is the paper.
 
-A policy is asked, *before* it solves a problem, how its own attempts at it will go. The answer is a
-`MetaPrediction`: how often right (pass rate), how long (tokens), with which concepts (notions). This file
+Before a policy solves a problem, it is asked how its own attempts will go. Its answer is a `MetaPrediction`: how often
+it will be right (pass rate), how long a solution will be (tokens) and which concepts it will use (notions). This file
 holds everything that is said and decided about such predictions:
 
-    the prompts            solution_prompt, meta_prompt            section 3.1
-    reading and writing    parse_meta, render_meta                 section 3.1
+    prompts                solution_prompt, meta_prompt            section 3.2
+    reading and writing    parse_meta, render_meta                 section 3.2
     predictive gating      should_skip                             section 3.3
     early cutoff           length_limit                            section 3.3
-    expert trajectories    expert_target                           section 3.3
-    hints (v2)             hint_notions
+    expert predictions     expert_target                           section 3.3
+    hints                  hint_notions                            version 2 of the paper
 
-Rewards for predictions are in `rewards.py`, the loop that uses all of this is in `train.py`. Every function
-here is pure: no model, no file, no clock. Run `python masa.py` for a worked example.
+`rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure: it needs
+no model, no file and no clock. Run `python masa.py` for a worked example.
 
-Left out: the paper's own prompt wording (ours is our own, and short), and its string-matched JSON.
+Left out: the paper's own prompts (ours are short and in our own words) and its string-matched JSON.
 """
 
 import json
@@ -22,15 +22,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median, pstdev
+from typing import Annotated, Literal
 
-# In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes
-# "5" more reliably than "0.625", and one constant keeps question and answer on one scale.
+# In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes "5"
+# more reliably than "0.625", and one constant keeps question and answer on one scale.
 PASS_RATE_SCALE = 8
-MAX_SOLUTION_LENGTH = 1_000_000  # a longer prediction, in tokens, is out of range
-MAX_META_CHARACTERS = 20_000  # only the end of a longer answer is searched: bounds the time of `parse_meta`
-ROUNDING = 1e-9  # 1.1 x 100 is 110.00000000000001 in floating point, and the mean of three .1 is above .1
+MAX_SOLUTION_LENGTH = 1_000_000  # tokens; a longer prediction is out of range
+MAX_META_CHARACTERS = 20_000  # only the end of a longer answer is searched, which bounds the time `parse_meta` takes
+ROUNDING = 1e-9  # 1.1 x 100 is 110.00000000000001 in floating point, and the mean of three 0.1 is above 0.1
 
 SOLVE_INSTRUCTION = "\nReason step by step. The last line must be: The final answer is \\boxed{answer}."
 HINT_INSTRUCTION = "\nThese notions may help: "
@@ -45,12 +46,45 @@ META_INSTRUCTION_END = (
 )
 
 
+@dataclass
+class GateOptions:
+    """How predictions are acted on (MASA-efficient). Rewards and experts work without any of this."""
+
+    efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
+    gate: Annotated[
+        Literal["off", "hopeless", "both"],
+        "which problems are not solved: none, those predicted all wrong, or also those predicted all right",
+        {"real": "both"},
+    ] = "hopeless"
+    gate_margin: Annotated[float, "all wrong: a mean predicted pass rate within this of 0", {"least": 0}] = 0.1
+    gate_loss: Annotated[
+        float,
+        "act on predictions while the gate would skip at most this share of what teaches",
+        {"least": 0, "most": 1},
+    ] = 0.2
+    explore: Annotated[float, "share of problems that are neither skipped nor cut", {"least": 0, "most": 1}] = 0.1
+    cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0 for never", {"least": 0}] = 2.0
+    hints: Annotated[bool, "tell the solver which notions were predicted"] = False
+
+
+@dataclass
+class ImitationOptions:
+    """How the policy imitates expert predictions: its own best ones, corrected by what really happened."""
+
+    experts: Annotated[bool, "imitate expert predictions"] = True
+    expert_lr: Annotated[
+        float, "learning rate of imitation; it falls to 0 during the run", {"above": 0, "real": 1e-6}
+    ] = 3e-4
+    expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
+    expert_notion: Annotated[float, "least notion reward of an expert prediction", {"least": 0, "most": 1}] = 0.2
+
+
 @dataclass(frozen=True)
 class MetaPrediction:
-    """What a policy says of its own attempts at a problem, before it makes them.
+    """What a policy says about its own attempts at a problem before it makes them.
 
-    pass_rate: predicted share of right attempts, a fraction in [0, 1].
-    solution_length: predicted length of a right solution, in tokens (end token included).
+    pass_rate: predicted share of correct attempts, a fraction in [0, 1].
+    solution_length: predicted length of a correct solution, in tokens, end token included.
     notions: predicted concepts, as the model wrote them.
     """
 
@@ -59,41 +93,36 @@ class MetaPrediction:
     notions: tuple[str, ...]
 
 
+# ---- prompts, reading and writing
+
+
 def solution_prompt(problem: str, hint: Sequence[str] = ()) -> str:
-    """The user message that asks for a solution; `hint` lists notions to suggest (paper v2: hints)."""
+    """Return the user message that asks for a solution; `hint` lists notions to suggest."""
     hinted = HINT_INSTRUCTION + ", ".join(hint) if hint else ""
     return problem + hinted + SOLVE_INSTRUCTION
 
 
 def meta_prompt(problem: str, max_length: int) -> str:
-    """The user message that asks for a prediction; `max_length` bounds a solution, in tokens.
-
-    The bound is that of *responses*; the released code shows the model the limit of prompts instead.
-    """
+    """Return the user message that asks for a prediction; `max_length` is the longest allowed *response*, in tokens."""
     return f"{problem}{META_INSTRUCTION}{max_length}{META_INSTRUCTION_END}"
 
 
 def render_meta(prediction: MetaPrediction) -> str:
-    """Write a prediction as the JSON that `parse_meta` reads; the pass rate is rounded to the nearest 1/8."""
-    text = json.dumps(
-        {
-            "pass_rate": round(prediction.pass_rate * PASS_RATE_SCALE),
-            "solution_length": prediction.solution_length,
-            "notions": list(prediction.notions),
-        },
-        ensure_ascii=False,
-    )
+    """Write a prediction as the JSON that `parse_meta` reads, its pass rate rounded to the nearest eighth."""
+    written = asdict(prediction) | {"pass_rate": round(prediction.pass_rate * PASS_RATE_SCALE)}
     # A lone surrogate, which a model can smuggle in as the escape \ud800, would crash a tokenizer.
+    text = json.dumps(written, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def parse_meta(text: str) -> MetaPrediction | None:
-    """Read the last whole JSON object with the three keys out of a model's answer; None if there is none.
+    """Read the last whole JSON object with all three keys out of a model's answer; return None if there is none.
 
-    Key order, spacing, code fences and prose around the object do not matter. A wrong type (a bool is not a
-    number), a number out of range or NaN makes the whole prediction None; it never raises.
+    Key order, spacing, code fences and prose around the object do not matter. A wrong type (a bool is no number), a
+    number out of range or NaN makes the whole prediction None. Nothing is raised.
     """
-    answers = [o for o in _json_objects(text[-MAX_META_CHARACTERS:]) if set(o) >= _META_KEYS]
+    keys = MetaPrediction.__dataclass_fields__.keys()
+    answers = [found for found in _json_objects(text[-MAX_META_CHARACTERS:]) if found.keys() >= keys]
     if not answers:
         return None
     count, length, notions = (answers[-1][key] for key in ("pass_rate", "solution_length", "notions"))
@@ -106,31 +135,31 @@ def parse_meta(text: str) -> MetaPrediction | None:
     return MetaPrediction(count / PASS_RATE_SCALE, length, tuple(notions))
 
 
-_META_KEYS = {"pass_rate", "solution_length", "notions"}
-
-
 def _json_objects(text: str) -> Iterator[dict]:
-    """The outermost whole JSON objects in `text`, in order; what is not JSON is passed over."""
+    """Yield the outermost whole JSON objects in `text`, in order; anything else is passed over."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):  # not JSON, a number of absurd length, or nested absurdly deep
+        except (ValueError, RecursionError):  # not JSON, an absurdly long number, or absurdly deep nesting
             end = start + 1
         else:
             yield value
         start = text.find("{", end)
 
 
+# ---- decisions
+
+
 def _parsed(predictions: Sequence[MetaPrediction | None]) -> list[MetaPrediction]:
-    """The predictions that parsed, or none of them when fewer than half did: too few to act on."""
+    """Return the predictions that parsed, or none of them if fewer than half did: too few to act on."""
     parsed = [prediction for prediction in predictions if prediction is not None]
     return parsed if 2 * len(parsed) >= len(predictions) else []
 
 
 def predicted_pass_rate(predictions: Sequence[MetaPrediction | None]) -> float | None:
-    """The mean predicted pass rate, a fraction; None when fewer than half of the predictions parsed."""
+    """Return the mean predicted pass rate, a fraction; None if fewer than half of the predictions parsed."""
     parsed = _parsed(predictions)
     return fmean(prediction.pass_rate for prediction in parsed) if parsed else None
 
@@ -138,11 +167,11 @@ def predicted_pass_rate(predictions: Sequence[MetaPrediction | None]) -> float |
 def should_skip(
     predictions: Sequence[MetaPrediction | None], std_threshold: float = 0.1, margin: float = 0.1, easy: bool = True
 ) -> bool:
-    """Predictive gating: is the problem predicted to be all-right or all-wrong, hence without advantage?
+    """Decide whether to skip a problem because all its solutions will be alike (predictive gating, section 3.3).
 
-    True when the M predicted pass rates agree (population standard deviation < `std_threshold`) and their mean
-    is within `margin` of 0 or 1. The paper publishes the threshold 0.1 but no margin; 0.1 is our choice. With
-    `easy` off only the all-wrong are skipped. False when fewer than half of the predictions parsed.
+    True if the predicted pass rates agree (population standard deviation below `std_threshold`) and their mean is
+    within `margin` of 0 or, with `easy`, of 1: a group that is all right or all wrong has no advantages and teaches
+    nothing. The paper publishes no margin: there, the mean is exactly 0 or 1. False if fewer than half parsed.
     """
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
     if not rates or pstdev(rates) >= std_threshold:
@@ -151,9 +180,9 @@ def should_skip(
 
 
 def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float = 2.0, ceiling: int = 8192) -> int:
-    """Early cutoff: after how many tokens a solution is stopped, `multiplier` x the median predicted length.
+    """Return after how many tokens a solution is stopped: `multiplier` x the median predicted length (early cutoff).
 
-    Rounded up, at least 1 and never above `ceiling`; `ceiling` itself when fewer than half parsed.
+    It is rounded up, at least 1 and at most `ceiling`; it is `ceiling` if fewer than half of the predictions parsed.
     """
     lengths = [prediction.solution_length for prediction in _parsed(predictions)]
     if not lengths:
@@ -169,15 +198,14 @@ def expert_target(
     failures: bool = False,
     least_notion_reward: float = 0.2,
 ) -> MetaPrediction | None:
-    """The expert trajectory of a problem: its best-scored notions with the *true* length and pass rate.
+    """Return what should have been predicted: the best notions with the *true* length and pass rate, or None.
 
-    The notions are those of the prediction with the highest notion reward, which must be at least
-    `least_notion_reward` (the paper's: 0.2); the length is the median of the correct rollouts' lengths, in tokens.
-    None when there is nothing to learn from.
+    The notions are those of the prediction with the highest notion reward, if that is at least `least_notion_reward`
+    (0.2 in the released code); the length is the median of the correct rollouts' lengths, in tokens.
 
-    In the paper a problem without a right rollout has no expert, so what is imitated are successes only, and the
-    policy learns to expect success. `failures`: such a problem's expert is its first prediction that parsed, with
-    the true pass rate, 0; nothing is known against its length and notions.
+    In the paper, a problem without a correct rollout has no expert, so only successes are imitated and the policy
+    learns to expect success. With `failures`, the expert of such a problem is its first prediction that parsed, with
+    the true pass rate 0; nothing is known against its length and notions.
     """
     if failures and not correct_lengths:
         first = next((prediction for prediction in predictions if prediction is not None), None)
@@ -189,12 +217,12 @@ def expert_target(
     ]
     if not scored or not correct_lengths:
         return None
-    _, best = max(scored, key=lambda pair: pair[0])  # the first of equals
+    _, best = max(scored, key=lambda pair: pair[0])  # the first of equally good ones
     return replace(best, pass_rate=pass_rate, solution_length=round(median(correct_lengths)))
 
 
 def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -> tuple[str, ...]:
-    """The `count` notions that most of the predictions name, to be fed into the solution prompt (paper v2)."""
+    """Return the `count` notions that most of the predictions name, to be put into the solution prompt."""
     votes: Counter[str] = Counter()
     for prediction in _parsed(predictions):
         votes.update(dict.fromkeys(prediction.notions, 1))  # each prediction votes once for a notion
@@ -211,11 +239,11 @@ def main() -> None:
     predictions = [parse_meta(answer) for answer in answers]
     for answer, prediction in zip(answers, predictions, strict=True):
         print(f"\n{answer!r}\n  -> {prediction}")
-    print("\nTwo of three parsed (9 of 8 attempts is out of range): their pass rates are .125 and 0,")
-    print("mean .0625 <= .1, standard deviation .0625 < .1, so the gate skips the problem:", should_skip(predictions))
-    print("median predicted length 35.5, twice that is the limit:", length_limit(predictions, ceiling=96))
+    print("\nTwo of three parsed (9 of 8 attempts is out of range). Their pass rates are 0.125 and 0: the mean 0.0625")
+    print("is within 0.1 of 0, the standard deviation 0.0625 is below 0.1. Skip the problem:", should_skip(predictions))
+    print("The median predicted length is 35.5, and twice that is the limit:", length_limit(predictions, ceiling=96))
     expert = expert_target(predictions, [0.0, 0.5, 0.0], correct_lengths=[28, 36, 40], pass_rate=3 / 8)
-    print("3 of 8 attempts were right, with 28, 36 and 40 tokens; the expert answer:", expert)
+    print("If 3 of 8 attempts are right, with 28, 36 and 40 tokens, the expert prediction is:", expert)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""Command lines from dataclasses: a flag for each annotated field, with its help, its bounds and its default.
+
+    @dataclass
+    class UpdateOptions:
+        lr: Annotated[float, "learning rate", {"above": 0, "real": 1e-6}] = 1e-4
+
+becomes --lr. The bounds are "least", "above" and "most"; "real" is the default for real models, which differ from the
+embedded one. A bool becomes --name and --no-name, a Literal a choice. A field that is not annotated is no option.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from models import tiny
+
+
+class OptionError(ValueError):
+    """Options that cannot be used, or not together; the message names them."""
+
+
+class Declared(NamedTuple):
+    name: str
+    kind: Any  # a type or a Literal
+    help: str
+    bounds: Mapping[str, Any]
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def check(self, value: Any) -> None:
+        """Raise OptionError for a value out of bounds."""
+        least, above, most = (self.bounds.get(name) for name in ("least", "above", "most"))
+        expected = {
+            f"at least {least}": least is None or value >= least,
+            f"above {above}": above is None or value > above,
+            f"at most {most}": most is None or value <= most,
+            f"one of {', '.join(map(str, get_args(self.kind)))}": not get_args(self.kind)
+            or value in get_args(self.kind),
+        }
+        if failed := [text for text, holds in expected.items() if not holds]:
+            raise OptionError(f"{self.flag}: found {value!r}, expected {failed[0]}")
+
+
+def declared(options: type) -> Iterator[Declared]:
+    """Yield the options that a dataclass declares."""
+    hints = get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        if get_origin(hints[field.name]) is Annotated:
+            kind, text, *bounds = get_args(hints[field.name])
+            yield Declared(field.name, kind, text, bounds[0] if bounds else {}, field.default)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    classes: Iterable[type],
+    presets: Mapping[str, Mapping] = MappingProxyType({}),
+    leave_out: Collection[str] = (),
+) -> None:
+    """Add a group of flags for each class.
+
+    presets: name -> other defaults, shown in the help.  leave_out: options that get no flag.
+    Flags that are not given stay absent, so that a preset or a resumed run can fill them in.
+    """
+    for options in classes:
+        group = parser.add_argument_group((options.__doc__ or options.__name__).splitlines()[0].rstrip("."))
+        for option in (option for option in declared(options) if option.name not in leave_out):
+            defaults = [str(option.default) or "empty"]
+            defaults += [f"{name}: {values[option.name]}" for name, values in presets.items() if option.name in values]
+            if "real" in option.bounds:
+                defaults.append(f"real models: {option.bounds['real']}")
+            text = f"{option.help} (default: {'; '.join(defaults)})".replace("%", "%%")
+            arguments: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+            if option.kind is bool:
+                arguments["action"] = argparse.BooleanOptionalAction
+            elif get_origin(option.kind) is Literal:
+                arguments["choices"] = get_args(option.kind)
+            else:
+                arguments |= {"type": option.kind, "metavar": {int: "N", float: "X"}.get(option.kind, "TEXT")}
+            group.add_argument(option.flag, **arguments)
+
+
+def defaults_for(model: str, classes: Iterable[type]) -> dict[str, Any]:
+    """Return the defaults that differ for this model: none for the embedded policy, those of real models otherwise."""
+    if tiny.is_embedded(model):
+        return {}
+    every = (option for options in classes for option in declared(options))
+    return {option.name: option.bounds["real"] for option in every if "real" in option.bounds}
+
+
+def make(options: type, values: Mapping[str, Any]) -> Any:
+    """Make an instance from its share of the values, and check them.  Raises OptionError."""
+    known = list(declared(options))
+    made = options(**{option.name: values[option.name] for option in known if option.name in values})
+    for option in known:
+        option.check(getattr(made, option.name))
+    return made

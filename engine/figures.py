@@ -1,0 +1,110 @@
+"""Figures: what a step did and cost, as metrics.jsonl, rollouts.jsonl and evaluations.jsonl hold it.
+
+The cost in floating-point operations is the usual estimate, which does not depend on the machine: 2 N for a token that
+is drawn and 6 N for one that is trained on (forward 2 N, backward twice that), where N is the number of parameters.
+Each prompt counts once per group. The part of attention that grows with the square of the length, the optimizer,
+evaluations and the probes of the oracle gate are left out. Run `python -m engine.figures` for an example.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from grpo import Sample
+from rewards import mean_rewards
+from rollout import Attempt, generated_tokens
+
+# step, would be skipped, zero variance, solutions beyond the limit, correct ones among these
+Judgement = tuple[int, bool, bool, int, int]
+
+
+def step_figures(attempts: Sequence[Attempt], explored: Collection[Judgement]) -> dict[str, float | None]:
+    """Return the figures of one step, None where nothing defines them; docs/glossary.md explains each.
+
+    explored: what gate and cutoff would have done to the recently explored problems.
+    """
+    solved = [a for a in attempts if a.solutions]
+    solutions = [rollout for a in solved for rollout in a.solutions]
+    beyond = sum(count for *_, count, _ in explored)
+    return {
+        "train_pass_rate": _mean([a.pass_rate for a in solved]),
+        "zero_variance_frac": _mean([a.zero_variance for a in solved]),
+        "mean_length": _mean([len(rollout.response_ids) for rollout in solutions]),
+        "truncated_frac": _mean([rollout.finish_reason == "length" for rollout in solutions]),
+        "entropy": _mean([-logprob for rollout in solutions for logprob in rollout.logprobs]),
+        "gated_frac": _mean([a.skipped for a in attempts]),
+        "cutoff_frac": _mean([rollout.finish_reason == "cutoff" for rollout in solutions]),
+        "gate_precision": _mean([useless for _, skip, useless, *_ in explored if skip]),
+        "gate_recall": _mean([skip for _, skip, useless, *_ in explored if useless]),
+        "wrongly_cut_frac": sum(correct for *_, correct in explored) / beyond if beyond else None,
+        "parsed_frac": _mean([prediction is not None for a in attempts for prediction in a.predictions]),
+        **mean_rewards([rewards for a in solved for rewards in a.alignments]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def cost_of_rollouts(attempts: Sequence[Attempt], parameters: int) -> Counter[str]:
+    """Return what drawing the predictions and solutions cost, and what came of it, as counts."""
+    solutions = [a.solutions for a in attempts if a.solutions]
+    predictions = [a.meta_rollouts for a in attempts if a.meta_rollouts]
+    useless = [a.solutions for a in attempts if a.solutions and a.zero_variance]
+    tokens_solution, tokens_meta = sum(map(generated_tokens, solutions)), sum(map(generated_tokens, predictions))
+    tokens_prompt = sum(len(group[0].prompt_ids) for group in solutions + predictions)
+    return Counter(
+        problems_seen=len(attempts),
+        rollouts=sum(map(len, solutions + predictions)),
+        tokens_solution=tokens_solution,
+        tokens_meta=tokens_meta,
+        tokens_zero_variance=sum(map(generated_tokens, useless)),
+        unparsed_predictions=sum(prediction is None for a in attempts for prediction in a.predictions),
+        verifier_timeouts=sum(a.timeouts for a in attempts),
+        flops=2 * parameters * (tokens_prompt + tokens_solution + tokens_meta),
+    )
+
+
+def cost_of_training(samples: Sequence[Sample], parameters: int, passes: int = 3) -> Counter[str]:
+    """Return what training on the samples cost.
+
+    passes: forward passes that it is worth: 3, and one more for each of a KL reference, old log-probs (several
+    minibatches) and gradient checkpointing.
+    """
+    prompts = {tuple(sample.prompt_ids) for sample in samples}
+    tokens = sum(map(len, prompts)) + sum(len(sample.response_ids) for sample in samples)
+    return Counter(tokens_trained=tokens, flops=2 * parameters * passes * tokens)
+
+
+def transcript(attempt: Attempt, step: int) -> dict[str, Any]:
+    """Return an attempt as a person wants to read it, with one right and one wrong solution."""
+    shown = {right: text for text, right in zip(attempt.responses, attempt.correct, strict=True)}
+    return {
+        "step": step,
+        "problem": attempt.problem.text,
+        "answer": attempt.problem.answer,
+        "level": attempt.problem.level,
+        "gated": attempt.skipped,
+        "exploring": attempt.explores,
+        "limit": attempt.limit,
+        "hint": attempt.hint,
+        "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
+        "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
+        "pass_rate": attempt.pass_rate if attempt.correct else None,
+        "correct": [int(right) for right in attempt.correct],
+        "lengths": [len(rollout.response_ids) for rollout in attempt.solutions],
+        "tokens_meta": generated_tokens(attempt.meta_rollouts),
+        "right_solution": shown.get(True),
+        "wrong_solution": shown.get(False),
+    }
+
+
+def main() -> None:
+    sample = Sample(prompt_ids=[1, 2], response_ids=[3, 4])
+    print("A model of 1,000 parameters trains on one response of 2 tokens to a prompt of 2:")
+    print(f"2 x 1,000 x 3 passes x 4 tokens = {cost_of_training([sample], 1000)['flops']:,} operations")
+
+
+if __name__ == "__main__":
+    main()

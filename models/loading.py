@@ -1,0 +1,166 @@
+"""Loading: any Hugging Face causal LM as a policy, on a device and in the precision that suit it.
+
+`load("tiny")` returns the embedded policy, `load(DIRECTORY or HUB_ID)` any other model. What cannot be trained exactly
+is refused in words. Run `python -m models.loading` for an example.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from models import tiny
+from models.policy import Policy
+
+BF16_SAMPLING_SIZE = 512  # a CPU draws from models of a smaller hidden size no faster in bf16 (`lab/bench.py`)
+
+
+class PolicyError(ValueError):
+    """A model cannot be used; the message says which one, why, and what would help."""
+
+
+@dataclass
+class ModelOptions:
+    """Which model is trained, and where."""
+
+    model: Annotated[str, "tiny (the embedded policy), a model directory or a hub id"] = "tiny"
+    device: Annotated[Literal["auto", "cpu", "cuda"], "auto uses CUDA if there is a GPU"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], "precision of forward passes; auto uses bf16 where it is faster"
+    ] = "auto"
+    gradient_checkpointing: Annotated[bool, "recompute activations in the update to save memory"] = False
+    shard: Annotated[bool, "with torchrun: split weights and optimizer over the devices (FSDP2)"] = False
+    trust_remote_code: Annotated[bool, "run Python files that come with the model; they can do all you can do"] = False
+
+
+def load(
+    name: str,
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+) -> Policy:
+    """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id; see `ModelOptions`.
+
+    Weights are read from safetensors or GGUF, never from a pickle, which could run any code.
+    Raises PolicyError, which says what to do about it.
+    """
+    device = pick_device(device)
+    embedded = tiny.is_embedded(name)
+    arguments = _model_arguments(str(tiny.directory()) if name == "tiny" else name)
+    arguments["trust_remote_code"] = trust_remote_code  # False, not absent: transformers would ask otherwise
+    unpack: dict[str, Any] = {"use_safetensors": True}
+    if "gguf_file" in arguments:
+        unpack = {"quantization_config": GgufConfig(dequantize=True)}
+    try:
+        # The embedded policy's tokenizer has masa.py's instructions as tokens, however they are worded now.
+        tokenizer = tiny.build_tokenizer() if embedded else AutoTokenizer.from_pretrained(**arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it comes with Python files; --trust-remote-code would run them, and they can do all you can do"
+        raise PolicyError(
+            f"cannot load model {name!r}: {reason}\n"
+            "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
+        ) from error
+    if "gguf_file" in arguments:  # it is float32 now, but still marked as quantized, which saving would refuse
+        model.hf_quantizer = None
+    if tokenizer.eos_token_id is None:
+        raise PolicyError(f"model {name!r}: its tokenizer names no end token")
+    if embedded and len(tokenizer) != model.config.vocab_size:
+        raise PolicyError(
+            f"model {name!r}: found {model.config.vocab_size} tokens in its weights, but models/tiny.py makes "
+            f"{len(tokenizer)}; undo the change, or make the weights again: python -m models.tiny --rebuild"
+        )
+    switch_off_dropout(model)
+    check_head(model)
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer), *_dtypes(dtype, device, model))
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Make two forward passes give the same log-probs; evaluation mode would, but rules out gradient checkpointing."""
+    for module in model.modules():
+        for attribute in ("p",) if isinstance(module, torch.nn.Dropout) else ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Raise PolicyError unless the model's logits are its output layer applied to its last hidden state.
+
+    The update relies on this; a model that scales or caps its logits afterwards (Gemma 2, Cohere) differs.
+    """
+    ids = torch.arange(4, device=model.device)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if not torch.allclose(model.get_output_embeddings()(hidden), model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
+        raise PolicyError(f"{type(model).__name__} changes its logits after the output layer, which is not supported")
+
+
+def pick_device(name: str) -> str:
+    """Return "cpu" or "cuda", what "auto" finds.  Raises PolicyError if there is no such device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PolicyError("--device cuda: PyTorch sees no CUDA device here; use --device auto or cpu")
+    return name
+
+
+def _dtypes(name: str, device: str, model: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Return the precision of sampling and of the update."""
+    if name != "auto":
+        return getattr(torch, name), getattr(torch, name)
+    if device == "cuda":
+        return torch.bfloat16, torch.bfloat16
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.float32, torch.float32
+    large = model.config.get_text_config().hidden_size >= BF16_SAMPLING_SIZE
+    return torch.bfloat16 if large else torch.float32, torch.bfloat16
+
+
+def _model_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of from_pretrained; for a directory whose weights are one GGUF file, with its name."""
+    directory = Path(name)
+    gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
+    pickles = [path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")]
+    if pickles and not gguf_files and not list(directory.glob("*.safetensors")):
+        raise PolicyError(
+            f"model {name!r}: {', '.join(pickles)} is a pickle, which can run any code when it is loaded: refused.\n"
+            "Expected .safetensors or .gguf; if you trust the file, convert it with save_pretrained."
+        )
+    if not gguf_files or (directory / "config.json").exists():
+        return {"pretrained_model_name_or_path": name}
+    if len(gguf_files) > 1:
+        raise PolicyError(f"model {name!r}: expected one .gguf file, found {[path.name for path in gguf_files]}")
+    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise PolicyError(f"model {name!r} is a GGUF file, which needs: pip install {' '.join(missing)}")
+    return {"pretrained_model_name_or_path": name, "gguf_file": gguf_files[0].name}
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the end tokens of tokenizer and generation config: chat models often have two, and write either."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
+
+
+def main() -> None:
+    policy = load("tiny", device="cpu")
+    prompt_ids, response_ids = policy.encode("9+8-4"), policy.encode_response(r"9+8= carry 17;17-4=13;\boxed{13}")
+    for what, ids in (("message", prompt_ids), ("response", response_ids)):
+        print(f"the {what} as {len(ids)} tokens:", policy.tokenizer.convert_ids_to_tokens(ids))
+    print("decoded again:", policy.decode(response_ids))
+    print("a response ends with one of:", policy.tokenizer.convert_ids_to_tokens(sorted(policy.eos_ids)))
+    print(f"precision here: {policy.sampling_dtype} for sampling, {policy.update_dtype} for the update")
+
+
+if __name__ == "__main__":
+    main()
