@@ -10,25 +10,17 @@ a run folder, DIR/comparison.md has the tables, and --report adds a page with pi
 """
 
 import argparse
-import contextlib
 import importlib
-import json
-import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tqdm import tqdm
+from engine.command_line import OptionError, add_flags, declared, make
+from engine.runs import Planned, last_lines, run_all
+from train import Options, build_parser
 
-from engine.command_line import OptionError, declared
-from train import PARTS, Options, build_parser
-
-TRAIN = Path(__file__).parent / "train.py"
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {"algo": "grpo"},
     "grpo-kl": {"algo": "grpo", "kl_coef": 0.01},
@@ -50,51 +42,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # never acts on predictions
     "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},  # always does
 }
-MAY_DIFFER = ("out", "resume", "device", "steps")  # options that may be others when a run is continued
-POLL_SECONDS = 0.5
-LOG_LINES = 5  # shown of a failed run
 
 
 @dataclass
-class Planned:
-    """A run to be made: its variant, its folder, and the options it is given."""
+class AblateOptions:
+    """The comparison."""
 
-    variant: str
-    folder: Path
-    options: dict[str, Any]
-
-    def flags(self) -> list[str]:
-        flags = []
-        for name, value in self.options.items():
-            flag = name.replace("_", "-")
-            is_bool = isinstance(value, bool)
-            flags.append(f"--{'' if value else 'no-'}{flag}" if is_bool else f"--{flag}={value}")
-        return flags
-
-    def command(self) -> list[str]:
-        return [sys.executable, str(TRAIN), "--resume", f"--out={self.folder}", *self.flags()]
-
-    def steps_done(self) -> int:
-        """Return the last whole step in metrics.jsonl, 0 before there is one."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            return json.loads((self.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-        return 0
-
-    def finished(self) -> bool:
-        steps = self.options["steps"]
-        return self.steps_done() == steps and (self.folder / "checkpoints" / f"step-{steps}").exists()
-
-    def check(self) -> None:
-        """Raise OptionError if the options make no sense, or if the folder holds a run that was made with others."""
-        file = self.folder / "config.json"
-        config = json.loads(file.read_text()) if file.exists() else {}
-        for name, wanted in Options.of(self.options).flat().items():
-            if name not in MAY_DIFFER and name in config and config[name] != wanted:
-                raise OptionError(f"{file}: found {name} = {config[name]!r}, expected {wanted!r}; name another --out")
-        if self.steps_done() > self.options["steps"]:
-            raise OptionError(
-                f"{self.folder}: found {self.steps_done()} steps, expected at most {self.options['steps']}"
-            )
+    seeds: Annotated[int, "seeds of each variant", {"least": 1}] = 5
+    first_seed: Annotated[int, "the first of them; take others to confirm a result"] = 0
+    variants: Annotated[str, "comma-separated names, or all"] = "grpo,masa,masa-efficient,oracle-gate"
+    steps: Annotated[int, "steps of each run; 0 for as many as train.py makes", {"least": 0}] = 0
+    jobs: Annotated[int, "runs at a time, sharing the cores", {"least": 1}] = 1
+    out: Annotated[str, "output folder"] = "runs/ablation"
+    report: Annotated[bool, "also draw report.html (pip install -r requirements-lab.txt)"] = False
 
 
 def variant_options(text: str) -> dict[str, Any]:
@@ -102,7 +62,7 @@ def variant_options(text: str) -> dict[str, Any]:
     name, *changes = text.split("+")
     if name not in VARIANTS:
         raise OptionError(f"--variants: found {name!r}, expected some of {', '.join(VARIANTS)}")
-    known = {option.name: option for part in PARTS.values() for option in declared(part)}
+    known = {option.name: option for part in Options.parts().values() for option in declared(part)}
     flags = []
     for option, _, value in (change.partition("=") for change in changes):
         if option.replace("-", "_") not in known:
@@ -115,88 +75,39 @@ def variant_options(text: str) -> dict[str, Any]:
     return VARIANTS[name] | vars(build_parser().parse_args(flags))
 
 
-def plan(options: argparse.Namespace) -> list[Planned]:
+def plan(options: AblateOptions, train_options: list[str]) -> list[Planned]:
     """Return all runs, seed by seed, so that an early stop leaves whole comparisons.  Raises OptionError."""
     names = list(VARIANTS) if options.variants == "all" else options.variants.split(",")
-    shared = vars(build_parser().parse_args(options.train_options))
+    shared = vars(build_parser().parse_args(train_options))
     runs = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in names:
             chosen = shared | variant_options(name) | {"seed": seed}
             chosen["steps"] = options.steps or Options.of(chosen).run.steps
-            runs.append(Planned(name, options.out / name / f"seed-{seed}", chosen))
-    for run in runs:
-        run.check()
+            runs.append(Planned(name, Path(options.out, name, f"seed-{seed}"), chosen))
+            runs[-1].check(Options.of(chosen).flat())
     return runs
 
 
-def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
-    """Make the runs, `jobs` at a time, under one bar over all their steps; return those that failed."""
-    waiting = [run for run in runs if not run.finished()]
-    bar = tqdm(total=sum(run.options["steps"] for run in runs), unit="step", smoothing=0.02)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | dict(os.environ)
-    running: list[tuple[Planned, subprocess.Popen]] = []
-    failed = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                run.folder.mkdir(parents=True, exist_ok=True)
-                with open(run.folder / "log.txt", "a") as log:
-                    # In a session of its own: Ctrl-C is for this process, which then ends each run once.
-                    process = subprocess.Popen(
-                        run.command(), stdout=log, stderr=log, env=threads, start_new_session=True
-                    )
-                running.append((run, process))
-            time.sleep(POLL_SECONDS)
-            bar.n = sum(run.steps_done() for run in runs)
-            bar.set_postfix_str(", ".join(f"{run.variant} seed {run.options['seed']}" for run, _ in running))
-            for run, process in [pair for pair in running if pair[1].poll() is not None]:
-                running.remove((run, process))
-                failed += [run] if process.returncode else []
-    finally:  # after Ctrl-C as well: no run is left behind, and each resumes from its checkpoint
-        for _, process in running:
-            process.terminate()
-        for _, process in running:
-            process.wait()
-        bar.close()
-    return failed
-
-
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> tuple[AblateOptions, list[str]]:
+    """Return the options, and those of train.py that go to every run.  Raises OptionError."""
     listed = (f"  {name:<22}{' '.join(Planned(name, Path(), chosen).flags())}" for name, chosen in VARIANTS.items())
     parser = argparse.ArgumentParser(
         description="\n".join([__doc__, "variants:", *listed]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="ablate.py [OPTIONS] [-- OPTIONS OF train.py]",
     )
-    names = "grpo,masa,masa-efficient,oracle-gate"
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of each variant (default: 5)")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="to confirm results on other seeds")
-    parser.add_argument(
-        "--variants", default=names, metavar="NAMES", help=f"comma-separated, or all (default: {names})"
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: as in train.py)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at a time, sharing the cores (default: 1)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="DIR", help="default: runs/ablation")
-    parser.add_argument(
-        "--report", action="store_true", help="also draw report.html (pip install -r requirements-lab.txt)"
-    )
+    add_flags(parser, [AblateOptions])
     parser.add_argument("train_options", nargs="*", metavar="-- OPTIONS", help="options of train.py for every run")
-    options = parser.parse_args()
-    for name in ("seeds", "jobs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: found {getattr(options, name)}, expected at least 1")
-    return options
+    given = vars(parser.parse_args())
+    return make(AblateOptions, given), given["train_options"]
 
 
 def main() -> None:
-    options = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, too, as Ctrl-C does
     try:
-        runs = plan(options)
+        options, train_options = parse_arguments()
+        runs = plan(options, train_options)
     except ValueError as error:
         sys.exit(f"ablate.py: {error}")
     done = sum(run.finished() for run in runs)
@@ -205,19 +116,17 @@ def main() -> None:
         failed = run_all(runs, options.jobs)
     except KeyboardInterrupt:
         sys.exit("ablate.py: stopped; the same command continues from the last checkpoints")
-    compare = importlib.import_module("lab.compare")
+    out, compare = Path(options.out), importlib.import_module("lab.compare")
     finished = [compare.read_run(run.folder) for run in runs if run.finished()]
     if finished:
         text = compare.markdown(compare.compare(finished))
-        (options.out / "comparison.md").write_text(text + "\n")
-        print(f"\n{text}\n\ntables: {options.out / 'comparison.md'}")
+        (out / "comparison.md").write_text(text + "\n")
+        print(f"\n{text}\n\ntables: {out / 'comparison.md'}")
     if finished and options.report:
-        importlib.import_module("lab.report").write(finished, options.out / "report.html")
-        print(f"report: {options.out / 'report.html'}")
-    for run in failed:
-        lines = (run.folder / "log.txt").read_text().splitlines()[-LOG_LINES:]
-        print(f"\n{run.folder} failed; log.txt ends with:", *lines, sep="\n  ", file=sys.stderr)
+        importlib.import_module("lab.report").write(finished, out / "report.html")
+        print(f"report: {out / 'report.html'}")
     if failed:
+        print(*map(last_lines, failed), sep="\n", file=sys.stderr)
         sys.exit(f"ablate.py: {len(failed)} of {len(runs)} runs failed; the same command tries them again")
 
 

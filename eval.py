@@ -2,7 +2,7 @@
 
     pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems; greedy as well
     pass@k     the unbiased estimate of the chance that at least one of k solutions is correct
-    vote@k     how often the most frequent of k answers is correct
+    vote@k     how often the most frequent of k answers is correct (`problems/kinds.py`)
     rewards    the three alignment rewards of predictions
 
 `python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source and prints tables. With
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -26,13 +25,13 @@ import torch
 from tqdm import tqdm
 
 import masa
-from engine.command_line import OptionError, add_flags, defaults_for, make
-from engine.figures import transcript
+from engine.command_line import add_flags, defaults_for, make
+from engine.figures import eval_overview, eval_table, transcript
 from engine.load import load_policy
 from models.loading import ModelOptions
 from models.policy import Policy
 from problems import benchmarks, source
-from problems.kinds import answer_groups
+from problems.kinds import answer_groups, vote_at_k
 from problems.verify import extract_answer
 from rewards import COMPONENTS, mean_rewards
 from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, solve
@@ -41,7 +40,6 @@ from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, 
 IN_METRICS = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac""".split()
 IN_METRICS += [f"reward_{name}" for name in COMPONENTS]
 PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
-VOTE_PICKS = 32  # random choices of k solutions, over which majority votes are averaged
 
 
 @dataclass
@@ -52,6 +50,20 @@ class EvalOptions:
     eval_problems: Annotated[int, "held-out problems", {"least": 1, "real": 64}] = 96
     eval_samples: Annotated[int, "solutions to each of them", {"least": 1, "real": 4}] = 16
     eval_predictions: Annotated[int, "predictions for each of them, with every algorithm", {"least": 0}] = 4
+
+
+@dataclass
+class TestOptions:
+    """The evaluation."""
+
+    levels: Annotated[str, "keep only problems of these levels, such as 1,2,3; empty for all"] = ""
+    problems: Annotated[int, "how many held-out problems", {"least": 1}] = 128
+    whole: Annotated[bool, "all problems of a file, held out or not, for one that was never trained on"] = False
+    hints: Annotated[bool, "solve once more with the predicted notions as hints"] = False
+    greedy: Annotated[bool, "solve once more greedily"] = True
+    top_p: Annotated[float, "nucleus sampling; 1 draws from all tokens", {"above": 0, "most": 1}] = 1.0
+    seed: Annotated[int, "of the draws; the held-out problems stay the same"] = 0
+    out: Annotated[str, "folder for eval.json and evaluations.jsonl; empty for none"] = ""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -71,27 +83,6 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int
     picks = rng.integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(np.asarray(values)[picks].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
-    """Say whether the most frequent answer is correct; the first of equally frequent ones counts.
-
-    A vote of -1 abstains; if nobody votes, the answer counts as wrong.
-    """
-    counted = Counter(vote for vote in votes if vote >= 0)
-    if not counted:
-        return False
-    winner, _ = counted.most_common(1)[0]
-    return bool(correct[list(votes).index(winner)])
-
-
-def vote_at_k(rows: Sequence[dict], k: int, seed: int = 0) -> float:
-    """Return the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
-    rng, right = np.random.default_rng(seed), []
-    for row in rows:
-        for picked in (rng.permutation(len(row["votes"]))[:k] for _ in range(VOTE_PICKS)):
-            right.append(majority([row["votes"][i] for i in picked], [row["correct"][i] for i in picked]))
-    return float(np.mean(right))
 
 
 def attempt_all(
@@ -156,7 +147,7 @@ def with_votes(attempt: Attempt) -> dict[str, Any]:
 
 
 def evaluate(
-    policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: argparse.Namespace
+    policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: TestOptions
 ) -> tuple[dict[str, Any], list[dict]]:
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
@@ -171,97 +162,53 @@ def evaluate(
     return result, rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the figures as lines for a person."""
-    low, high = result["pass1_interval"]
-    rewards = {name: result[f"reward_{name}"] for name in COMPONENTS}
-    lines = [
-        f"{result['problems']} problems x {result['samples']} solutions",
-        f"pass@1            {result['pass1']:.3f}   95% interval {low:.3f} to {high:.3f}",
-        f"greedy            {_shown(result.get('greedy'))}",
-        f"with hints        {_shown(result.get('pass1_with_hints'))}",
-        f"pass@k            {_listed(result['pass_at_k'], 'k=')}",
-        f"majority vote@k   {_listed(result['vote_at_k'], 'k=')}",
-        f"pass@1 by level   {_listed(result['pass1_by_level'])}",
-        f"predictions       parsed: {_shown(result['parsed_frac'])}   rewards: {_listed(rewards)}",
-        f"mean length       {result['mean_length']:.1f} tokens, {result['truncated_frac']:.1%} cut short, "
-        f"{result['verifier_timeouts']} verifier time-outs",
-    ]
-    return "\n".join(line for line in lines if not line.endswith(" -"))
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _listed(values: dict[str, float | None], before: str = "") -> str:
-    return "   ".join(f"{before}{name}: {_shown(value)}" for name, value in values.items())
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of eval.py; limits that are not given are those of training."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS)
-    sets = ", ".join(benchmarks.BENCHMARKS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
-    parser.add_argument(
-        "--data", nargs="+", default=["arithmetic"], help=f"each is a generator, a file of problems, or one of {sets}"
-    )
-    parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2,3")
-    parser.add_argument("--problems", type=int, default=128, help="how many held-out problems (default: 128)")
-    parser.add_argument("--whole", action="store_true", default=False, help="all problems of a file, held out or not")
-    parser.add_argument("--hints", action="store_true", default=False, help="solve once more with notions as hints")
-    parser.add_argument("--greedy", action=argparse.BooleanOptionalAction, default=True, help="also solve greedily")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, all tokens)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; held-out problems stay the same")
-    parser.add_argument("--out", type=Path, default=None, help="folder for eval.json and evaluations.jsonl")
-    add_flags(parser, [SamplingOptions, ModelOptions], leave_out=("model", "max_prompt_tokens"))
+    sets = f"each is {', '.join(source.GENERATORS)}, a file, or one of {', '.join(benchmarks.BENCHMARKS)}"
+    parser.add_argument("--data", nargs="+", default=["arithmetic"], help=sets)
+    add_flags(parser, [TestOptions, SamplingOptions, ModelOptions], leave_out=("model", "max_prompt_tokens"))
     parser.set_defaults(samples=32, predictions=4)
     return parser
 
 
-def held_out_problems(name: str, options: argparse.Namespace) -> list[source.Problem]:
+def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     """Return problems of a source that training never sees; of one of the paper's sets, or with --whole, any."""
     levels = source.DataOptions(levels=options.levels).chosen_levels
-    is_benchmark, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
-    if is_benchmark:
-        found = source.listed_source(name, benchmarks.load(name), levels)
-    else:
-        found = source.load_problems(name, levels=levels)
+    is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
+    found = benchmarks.load_set(name, levels) if is_set else source.load_problems(name, levels=levels)
     found.print_skipped()
-    count = None if options.whole and not is_endless else options.problems
-    return found.heldout(count, whole=is_benchmark or options.whole)
+    return found.heldout(None if options.whole and not is_endless else options.problems, whole=is_set or options.whole)
 
 
 def main() -> None:
-    options = build_parser().parse_args()
+    given = vars(build_parser().parse_args())
     results, shown = [], []
     try:
-        if options.problems < 1:
-            raise OptionError(f"--problems: found {options.problems}, expected at least 1")
-        sources = {name: held_out_problems(name, options) for name in options.data}
-        for model in options.model:
-            values = defaults_for(model, [SamplingOptions]) | vars(options)
+        options = make(TestOptions, given)
+        sources = {name: held_out_problems(name, options) for name in given["data"]}
+        for model in given["model"]:
+            values = defaults_for(model, [SamplingOptions]) | given
             sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
             policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
                 result, rows = evaluate(policy, problems, sampling, options)
                 results.append({"model": model, "data": name} | result)
                 shown.append({"model": model, "data": name, "problems": rows})
-                print(f"\n{model} on {name}\n{table(result)}")
+                print(f"\n{model} on {name}\n{eval_table(result)}")
     except ValueError as error:  # from options, problems, policy or sampler: each message says what is wrong
         sys.exit(f"eval.py: {error}")
     if len(results) > 1:
-        print(f"\n{'pass@1':<10}{'greedy':<10}{'tokens':<10}model, data")
-        for r in results:
-            greedy = _shown(r.get("greedy"))
-            print(f"{r['pass1']:<10.3f}{greedy:<10}{r['mean_length']:<10.1f}{r['model']}, {r['data']}")
+        print(f"\n{eval_overview(results)}")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"options": vars(options), "results": results}, indent=2, default=str)
-        (options.out / "eval.json").write_text(text + "\n")
-        with open(options.out / "evaluations.jsonl", "w") as file:
+        out = Path(options.out)
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"options": given, "results": results}, indent=2)
+        (out / "eval.json").write_text(text + "\n")
+        with open(out / "evaluations.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in shown)
-        print(f"\nwritten to {options.out}; its self-knowledge: python -m lab.awareness {options.out}")
+        print(f"\nwritten to {out}; for what the policy knows of itself: python -m lab.awareness {out}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Aggregation = Literal["token-mean", "sequence-mean", "dr-grpo"]
 CLIP_LOW = 0.2  # the ratio is clipped below 1 - 0.2 (the paper's value)
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm (the paper's value)
 WEIGHT_DECAY = 0.1  # of AdamW in the GRPO update (the paper's value)
@@ -38,16 +39,12 @@ class UpdateOptions:
     lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 1e-4
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
     clip_high: Annotated[float, "the ratio is clipped above 1 + this (clip-higher)", {"least": 0}] = 0.28
-    aggregation: Annotated[Literal["token-mean", "sequence-mean", "dr-grpo"], "what the loss is a mean over"] = (
-        "token-mean"
-    )
+    aggregation: Annotated[Aggregation, "what the loss is a mean over"] = "token-mean"
     normalize_std: Annotated[bool, "divide advantages by the standard deviation of their group"] = True
     kl_coef: Annotated[float, "weight of a KL penalty towards the initial policy; 0 for none", {"least": 0}] = 0.0
     meta_weight: Annotated[float, "weight of predictions in the loss (solutions: 1)", {"least": 0, "real": 1.0}] = 0.3
     minibatches: Annotated[int, "optimizer steps for each batch of rollouts", {"least": 1}] = 1
-    token_budget: Annotated[
-        int, "padded tokens in a micro-batch: lower it to save memory", {"least": 1, "real": 8192}
-    ] = 2048
+    token_budget: Annotated[int, "padded tokens in a micro-batch: less saves memory", {"least": 1, "real": 8192}] = 2048
 
 
 @dataclass
@@ -166,7 +163,8 @@ def head_logprobs(model: Any, hidden: Tensor, targets: Tensor, temperature: floa
     head = model.get_output_embeddings()
 
     def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = head(hidden).float() / temperature  # (chunk, V)
+        logits = head(hidden)  # (chunk, V), then at least in float32
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
@@ -286,6 +284,7 @@ def go_backward(options: UpdateOptions, batch: list[Sample], logprobs: Tensor) -
     sampled = torch.tensor([x for sample in batch for x in sample.sampled_logprobs], device=logprobs.device)
     return {
         "loss": float(loss.detach()),
+        "surprise": -float((logprobs.detach() * weights).sum()),  # the weighted negative log-likelihood
         "gap": float((logprobs.detach() - sampled).abs().sum()) if len(sampled) == len(logprobs) else 0.0,
         "clipped": int(((ratio < 1 - CLIP_LOW) | (ratio > 1 + options.clip_high)).sum()),
         "kl": float(kl.detach().sum()),
@@ -330,24 +329,14 @@ def imitate(
     Returns expert_loss, the mean negative log-likelihood per token before the step, skipped_updates and oom_retries.
     """
     tokens = sum(len(sample.response_ids) for sample in samples)
-    for number, sample in enumerate(samples):
-        sample.group, sample.weight = number, 1 / tokens
+    for number, sample in enumerate(samples):  # the policy gradient with advantage 1 is the likelihood's gradient
+        sample.group, sample.advantage, sample.weight = number, 1.0, 1 / tokens
     model.train()
-    figures = over_batches(model, samples, go_backward_to_imitate, options.token_budget)
+    figures = over_batches(model, samples, partial(go_backward, options), options.token_budget)
     _, stepped = clip_and_step(model, optimizer)
     model.eval()
-    return {
-        "expert_loss": figures["loss"],
-        "skipped_updates": int(not stepped),
-        "oom_retries": int(figures["oom_retries"]),
-    }
-
-
-def go_backward_to_imitate(batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
-    """Send the weighted negative log-likelihood of one micro-batch backward, and return it."""
-    loss = -(logprobs * per_token([sample.weight for sample in batch], batch, logprobs)).sum()
-    loss.backward()
-    return {"loss": float(loss.detach())}
+    lost, retries = int(not stepped), int(figures["oom_retries"])
+    return {"expert_loss": figures["surprise"], "skipped_updates": lost, "oom_retries": retries}
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median, pstdev
 from typing import Annotated, Literal
 
+GateSide = Literal["off", "hopeless", "both"]
+SHARE, REAL_BOTH = {"least": 0, "most": 1}, {"real": "both"}  # what an option must be; its default for real models
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes "5"
 # more reliably than "0.625", and one constant keeps question and answer on one scale.
 PASS_RATE_SCALE = 8
@@ -48,35 +50,25 @@ META_INSTRUCTION_END = (
 
 @dataclass
 class GateOptions:
-    """How predictions are acted on (MASA-efficient). Rewards and experts work without any of this."""
+    """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[
-        Literal["off", "hopeless", "both"],
-        "which problems are not solved: none, those predicted all wrong, or also those predicted all right",
-        {"real": "both"},
-    ] = "hopeless"
+    gate: Annotated[GateSide, "skip nothing, what is predicted all wrong, or all right as well", REAL_BOTH] = "hopeless"
     gate_margin: Annotated[float, "all wrong: a mean predicted pass rate within this of 0", {"least": 0}] = 0.1
-    gate_loss: Annotated[
-        float,
-        "act on predictions while the gate would skip at most this share of what teaches",
-        {"least": 0, "most": 1},
-    ] = 0.2
-    explore: Annotated[float, "share of problems that are neither skipped nor cut", {"least": 0, "most": 1}] = 0.1
-    cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0 for never", {"least": 0}] = 2.0
+    gate_loss: Annotated[float, "stop acting if the gate would lose more than this share of what teaches", SHARE] = 0.2
+    explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
+    cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
     hints: Annotated[bool, "tell the solver which notions were predicted"] = False
 
 
 @dataclass
 class ImitationOptions:
-    """How the policy imitates expert predictions: its own best ones, corrected by what really happened."""
+    """How expert predictions are imitated: the policy's own best ones, corrected by what really happened."""
 
     experts: Annotated[bool, "imitate expert predictions"] = True
-    expert_lr: Annotated[
-        float, "learning rate of imitation; it falls to 0 during the run", {"above": 0, "real": 1e-6}
-    ] = 3e-4
+    expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 3e-4
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
-    expert_notion: Annotated[float, "least notion reward of an expert prediction", {"least": 0, "most": 1}] = 0.2
+    expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2
 
 
 @dataclass(frozen=True)

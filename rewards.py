@@ -31,7 +31,9 @@ __all__ = [
 def solution_reward(response: str, truth: str, kind: str = "free") -> float:
     """Return 1.0 if the boxed answer of `response` equals `truth` (see `same_answer`), else 0.0; no box, no reward."""
     answer = extract_answer(response)
-    return float(answer is not None and same_answer(answer, truth, kind))
+    if answer is None:
+        return 0.0
+    return float(answers_match(answer, truth) if kind == "free" else same_answer(answer, truth, kind))
 
 
 def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:

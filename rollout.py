@@ -44,19 +44,6 @@ class SamplingOptions:
     max_cache_tokens: Annotated[int, "rows x length in the sampler's cache", {"least": 1, "real": 2**17}] = 2**20
     top_p: float = 1.0  # no option of training, which would learn from a distribution that it does not draw from
 
-    def draw(self, policy: Any, prompts: list[list[int]], n: int, longest: int, stream, limits=None) -> list[list]:
-        """Draw n responses of at most `longest` tokens to each prompt; `stream` is a random generator."""
-        return policy.sample(
-            prompts,
-            n=n,
-            max_new_tokens=longest,
-            limits=limits,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            generator=stream,
-            max_cache_tokens=self.max_cache_tokens,
-        )
-
 
 @dataclass
 class Rollout:
@@ -107,18 +94,16 @@ def sample(
     at_once = max(1, max_cache_tokens // (n * longest))  # prompts in a batch
     was_training = model.training
     model.eval()
-    rollouts: list[list[Rollout]] = []
+    drawn: list[list[tuple]] = []
     for i in range(0, len(prompts), at_once):
-        some = slice(i, i + at_once)
-        drawn = _sample_batch(
-            model, prompts[some], limits[some], n, eos_ids, temperature, top_p, uniforms[i * n : (i + at_once) * n]
-        )
-        for prompt, limit, group in zip(prompts[some], limits[some], drawn, strict=True):
-            capped = "cutoff" if limit < max_new_tokens else "length"
-            rollouts.append(
-                [Rollout(list(prompt), ids, lps, "stop" if ids[-1] in eos_ids else capped) for ids, lps in group]
-            )
+        some, numbers = slice(i, i + at_once), uniforms[i * n : (i + at_once) * n]
+        drawn += _sample_batch(model, prompts[some], limits[some], n, eos_ids, temperature, top_p, numbers)
     model.train(was_training)
+    rollouts = []
+    for prompt, limit, group in zip(prompts, limits, drawn, strict=True):
+        capped = "cutoff" if limit < max_new_tokens else "length"
+        ends = ["stop" if ids[-1] in eos_ids else capped for ids, _ in group]
+        rollouts.append([Rollout(list(prompt), *response, end) for response, end in zip(group, ends, strict=True)])
     return rollouts
 
 
@@ -251,7 +236,7 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
 
     def draw(some: Sequence[Attempt]) -> list[list[Rollout]]:
         prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in some]
-        return sampling.draw(policy, prompts, sampling.predictions, sampling.max_meta_tokens, stream)
+        return policy.sample(prompts, sampling.predictions, sampling.max_meta_tokens, sampling, stream)
 
     for attempt, rollouts in zip(attempts, policy.spread(draw, attempts), strict=True):
         attempt.meta_rollouts = rollouts
@@ -264,7 +249,7 @@ def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, s
     def draw(some: Sequence[Attempt]) -> list[tuple]:
         prompts = [policy.encode(masa.solution_prompt(a.problem.text, a.hint)) for a in some]
         limits = [attempt.limit or sampling.max_new_tokens for attempt in some]
-        groups = sampling.draw(policy, prompts, sampling.samples, sampling.max_new_tokens, stream, limits)
+        groups = policy.sample(prompts, sampling.samples, sampling.max_new_tokens, sampling, stream, limits)
         return [verify(attempt.problem, group) for attempt, group in zip(some, groups, strict=True)]
 
     def verify(problem: Problem, group: list[Rollout]) -> tuple:

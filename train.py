@@ -22,7 +22,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -31,10 +31,20 @@ import eval as evaluation
 import grpo
 import masa
 from engine import parallel
-from engine.command_line import OptionError, add_flags, defaults_for, make
-from engine.figures import Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
+from engine.command_line import OptionError, Parts, add_flags
+from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
-from engine.run_folder import RunError, RunFolder, Stopped, StopRequest, check_health, live, read_config, summary
+from engine.run_folder import (
+    RunError,
+    RunFolder,
+    Stopped,
+    StopRequest,
+    check_health,
+    choose_folder,
+    live,
+    read_config,
+    summary,
+)
 from engine.update import OutOfMemory
 from eval import EvalOptions
 from grpo import Sample, UpdateOptions
@@ -45,7 +55,7 @@ from problems.source import DataOptions, Problem, ProblemError, Source, load_pro
 from rewards import RewardOptions
 from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
-# What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts, which are the defaults.
+# What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
@@ -53,12 +63,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 WINDOW = 128  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
-MAX_SKIPPED_IN_A_ROW = 1000  # prompts too long, one after the other: then the limit is wrong, not the data
 # What may go wrong without a fault in the code: the message says everything, and a traceback would hide it.
 EXPECTED = OptionError, RunError, OutOfMemory, PolicyError, ProblemError, parallel.LaunchError
-# Cumulative figures in metrics.jsonl.
-COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
-prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries verifier_timeouts""".split()
 
 
 @dataclass
@@ -78,7 +84,7 @@ class RunOptions:
 
 
 @dataclass
-class Options:
+class Options(Parts):
     """All options, in the parts that read them."""
 
     run: RunOptions
@@ -93,32 +99,22 @@ class Options:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Options":
-        """Make options from values by name, over the presets of their algorithm and model.  Raises OptionError."""
-        algo, model = given.get("algo", RunOptions.algo), given.get("model", ModelOptions.model)
-        values = {**defaults_for(model, PARTS.values()), **ALGORITHMS.get(algo, {}), **given}
-        options = cls(**{name: make(part, values) for name, part in PARTS.items()})
-        if options.sampling.samples < 2 or options.sampling.temperature == 0:
+        """Make options from those that are given, over the presets of algorithm and model.  Raises OptionError."""
+        o = cls.from_values(ALGORITHMS.get(given.get("algo", RunOptions.algo), {}) | dict(given))
+        if o.sampling.samples < 2 or o.sampling.temperature == 0:
             raise OptionError("--samples must be at least 2 and --temperature above 0: equal rollouts teach nothing")
-        acting = {"gate": options.gate.gate != "off", "cutoff": options.gate.cutoff, "hints": options.gate.hints}
-        for name, needs in (acting | {"experts": options.imitation.experts}).items():
-            if needs and options.sampling.predictions == 0:
+        needing = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
+        for name, is_on in (needing | {"experts": o.imitation.experts}).items():
+            if is_on and o.sampling.predictions == 0:
                 raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
-        return options
-
-    def flat(self) -> dict[str, Any]:
-        """Return all options in one dictionary, as config.json holds them."""
-        every = (dataclasses.asdict(getattr(self, name)) for name in PARTS)
-        return {name: value for part in every for name, value in part.items()}
-
-
-PARTS: dict[str, type] = get_type_hints(Options)
+        return o
 
 
 class Trainer:
     """A policy, its optimizers, and all the state that a checkpoint must hold."""
 
     def __init__(self, options: Options, policy: Policy, source: Source, reference: Policy | None = None) -> None:
-        """`reference`: the frozen policy of the KL penalty.  Raises OptionError if no held-out prompt is short enough."""
+        """Start with nothing drawn.  reference: the frozen policy of the KL penalty.  Raises OptionError."""
         self.options, self.policy, self.source = options, policy, source
         self.reference = reference.model.requires_grad_(False) if reference else None
         parameters, lr = list(policy.model.parameters()), options.update.lr
@@ -128,8 +124,7 @@ class Trainer:
         held_out = source.heldout(options.evaluation.eval_problems)
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
-            limit = options.sampling.max_prompt_tokens
-            raise OptionError(f"--max-prompt-tokens {limit}: all {len(held_out)} held-out problems are longer")
+            raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
         self.drawn = 0  # position in the stream of problems
         self.counters: Counter[str] = Counter()  # cumulative over the run
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
@@ -215,25 +210,15 @@ class Trainer:
 
     def next_attempts(self, count: int, step: int, explore: float) -> list[Attempt]:
         """Take the next problems whose prompt is short enough; each explores with probability `explore`."""
-        rng = random.Random(f"{self.options.run.seed}/{step}/{self.drawn}/explore")
-        attempts: list[Attempt] = []
-        skipped = 0
-        while len(attempts) < count:
-            (problem,) = self.source.train(self.options.run.seed, self.drawn, 1)
-            self.drawn += 1
-            if self.fits(problem):
-                attempts.append(Attempt(problem, explores=rng.random() < explore))
-                skipped = 0
-                continue
-            self.counters["prompts_too_long"] += 1
-            skipped += 1
-            if skipped == MAX_SKIPPED_IN_A_ROW:
-                limit = self.options.sampling.max_prompt_tokens
-                raise OptionError(f"--max-prompt-tokens {limit}: the last {skipped} problems were longer")
-        return attempts
+        seed = self.options.run.seed
+        rng = random.Random(f"{seed}/{step}/{self.drawn}/explore")
+        problems, end = self.source.take(seed, self.drawn, count, self.fits)
+        self.counters["prompts_too_long"] += end - self.drawn - count
+        self.drawn = end
+        return [Attempt(problem, explores=rng.random() < explore) for problem in problems]
 
     def fits(self, problem: Problem, hint: tuple[str, ...] = ()) -> bool:
-        """Check that the prompts of a problem are short enough, including the longer one of a prediction if any is made."""
+        """Check that the prompts of a problem are short enough: the solution's, and the prediction's if any is made."""
         messages = [masa.solution_prompt(problem.text, hint)]
         if self.options.sampling.predictions:
             messages.append(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
@@ -272,8 +257,7 @@ class Trainer:
                 seed=step,
                 over_batches=self.policy.over_batches,
             )
-        self.count_trained([sample for sample in samples if sample.advantage or self.reference])
-        self.count_faults(figures)
+        self.count([sample for sample in samples if sample.advantage or self.reference], figures)
         lost = figures.pop("skipped_updates") > 0
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return figures
@@ -294,25 +278,22 @@ class Trainer:
                 figures = grpo.imitate(
                     self.policy.model, self.expert_optimizer, samples, o.update, over_batches=self.policy.over_batches
                 )
-            self.count_trained(samples)
-            self.count_faults(figures)
+            self.count(samples, figures)
             self.counters["experts_cloned"] += len(batch)
             loss = figures["expert_loss"]
         return {"expert_loss": loss}
 
     # ---- figures
 
-    def count_faults(self, figures: dict[str, Any]) -> None:
-        """Count lost updates and memory that ran out; the token budget then stays at half of what was too much."""
-        self.counters["skipped_updates"] += figures["skipped_updates"]
-        self.counters["oom_retries"] += figures["oom_retries"]
-        if figures.pop("oom_retries"):
-            self.options.update.token_budget = max(1, self.options.update.token_budget // 2)
-
-    def count_trained(self, samples: Sequence[Sample]) -> None:
+    def count(self, samples: Sequence[Sample], figures: dict[str, Any]) -> None:
+        """Count what training on the samples cost and what went wrong: lost updates, and memory that ran out."""
         o = self.options
         passes = 3 + (self.reference is not None) + (o.update.minibatches > 1) + o.model.gradient_checkpointing
         self.counters.update(cost_of_training(samples, self.policy.model.num_parameters(), passes))
+        self.counters["skipped_updates"] += figures["skipped_updates"]
+        if retries := figures.pop("oom_retries"):  # stay at half of what was too much
+            self.counters["oom_retries"] += retries
+            o.update.token_budget = max(1, o.update.token_budget // 2)
 
     def metrics(self, attempts: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Count what the step cost, judge gate and cutoff on the explored problems, and return the step's figures."""
@@ -334,6 +315,7 @@ class Trainer:
         sampling = dataclasses.replace(o.sampling, samples=samples, predictions=predictions)
         attempts = evaluation.attempt_all(self.policy, self.held_out, sampling, label="evaluating")
         result = evaluation.summarize(attempts)
+        self.counters["verifier_timeouts"] += result["verifier_timeouts"]
         return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
 
 
@@ -383,28 +365,21 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
 
 
 def resolve(given: dict[str, Any]) -> tuple[Options, Path]:
-    """Return the options, from the command line over those of a resumed run, and the run's folder.  Raises OptionError."""
+    """Return the options, from the command line over those of a resumed run, and the run's folder."""
     algo, model = given.get("algo", RunOptions.algo), given.get("model", ModelOptions.model)
-    path = Path(given.get("out") or Path("runs") / f"{algo}-{Path(model).name}-seed{given.get('seed', 0)}")
-    numbered = [path, *(p for n in range(2, 1000) if (p := path.with_name(f"{path.name}-{n}")).exists())]
-    if given.get("resume"):
-        path = path if given.get("out") else numbered[-1]  # the newest of them
-        config = read_config(path)
-        if config and given.get("algo", config["algo"]) != config["algo"]:
-            raise OptionError(f"--algo {algo}: {path} is a run of {config['algo']}; leave --algo out to resume it")
-        return Options.of(config | given), path
-    if (path / "metrics.jsonl").exists():
-        if given.get("out"):
-            raise OptionError(f"--out {path}: holds a run already; add --resume to continue it, or name another folder")
-        path = path.with_name(f"{path.name}-{len(numbered) + 1}")
-    return Options.of(given), path
+    name = f"{algo}-{Path(model).name}-seed{given.get('seed', RunOptions.seed)}"
+    path = choose_folder(given.get("out", ""), name, given.get("resume", False))
+    config = read_config(path) if given.get("resume") else {}
+    if config and given.get("algo", config["algo"]) != config["algo"]:
+        raise OptionError(f"--algo {algo}: {path} is a run of {config['algo']}; leave --algo out to resume it")
+    return Options.of(config | given), path
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options; those that are not given stay absent from what it parses."""
     description = "Train a language model by GRPO or MASA. Without options: MASA-efficient on the embedded policy."
     parser = argparse.ArgumentParser(description=description)
-    add_flags(parser, PARTS.values(), ALGORITHMS)
+    add_flags(parser, Options.parts().values(), ALGORITHMS)
     return parser
 
 

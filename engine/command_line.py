@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from models import tiny
 
@@ -99,3 +99,23 @@ def make(options: type, values: Mapping[str, Any]) -> Any:
     for option in known:
         option.check(getattr(made, option.name))
     return made
+
+
+class Parts:
+    """Options in parts, each a dataclass that its reader declares. A subclass is a dataclass with a field per part."""
+
+    @classmethod
+    def parts(cls) -> dict[str, type]:
+        """Return the class of each part by its name."""
+        return get_type_hints(cls)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Make all parts from values by option name, where real models have their own defaults.  Raises OptionError."""
+        values = defaults_for(values.get("model", "tiny"), cls.parts().values()) | values
+        return cls(**{name: make(part, values) for name, part in cls.parts().items()})
+
+    def flat(self) -> dict[str, Any]:
+        """Return all options in one dictionary, as config.json holds them."""
+        every = (getattr(self, name) for name in self.parts())
+        return {option.name: getattr(part, option.name) for part in every for option in declared(type(part))}

@@ -12,9 +12,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from grpo import Sample
-from rewards import mean_rewards
+from rewards import COMPONENTS, mean_rewards
 from rollout import Attempt, generated_tokens
 
+# The cumulative figures in metrics.jsonl.
+COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
+prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries verifier_timeouts""".split()
 # step, would be skipped, zero variance, solutions beyond the limit, correct ones among these
 Judgement = tuple[int, bool, bool, int, int]
 
@@ -98,6 +101,43 @@ def transcript(attempt: Attempt, step: int) -> dict[str, Any]:
         "right_solution": shown.get(True),
         "wrong_solution": shown.get(False),
     }
+
+
+def eval_table(result: dict[str, Any]) -> str:
+    """Return the figures of eval.py for one model on one source, as lines for a person."""
+    low, high = result["pass1_interval"]
+    rewards = {name: result[f"reward_{name}"] for name in COMPONENTS}
+    lines = [
+        f"{result['problems']} problems x {result['samples']} solutions",
+        f"pass@1            {result['pass1']:.3f}   95% interval {low:.3f} to {high:.3f}",
+        f"greedy            {_shown(result.get('greedy'))}",
+        f"with hints        {_shown(result.get('pass1_with_hints'))}",
+        f"pass@k            {_listed(result['pass_at_k'], 'k=')}",
+        f"majority vote@k   {_listed(result['vote_at_k'], 'k=')}",
+        f"pass@1 by level   {_listed(result['pass1_by_level'])}",
+        f"predictions       parsed: {_shown(result['parsed_frac'])}   rewards: {_listed(rewards)}",
+        f"mean length       {result['mean_length']:.1f} tokens, {result['truncated_frac']:.1%} cut short, "
+        f"{result['verifier_timeouts']} verifier time-outs",
+    ]
+    return "\n".join(line for line in lines if not line.endswith(" -"))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _listed(values: dict[str, float | None], before: str = "") -> str:
+    return "   ".join(f"{before}{name}: {_shown(value)}" for name, value in values.items())
+
+
+def eval_overview(results: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each model on each source."""
+    lines = [f"{'pass@1':<10}{'greedy':<10}{'tokens':<10}model, data"]
+    for r in results:
+        lines.append(
+            f"{r['pass1']:<10.3f}{_shown(r.get('greedy')):<10}{r['mean_length']:<10.1f}{r['model']}, {r['data']}"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -15,12 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from models import tiny
 from models.policy import Policy
+from models.tiny import PolicyError
 
 BF16_SAMPLING_SIZE = 512  # a CPU draws from models of a smaller hidden size no faster in bf16 (`lab/bench.py`)
-
-
-class PolicyError(ValueError):
-    """A model cannot be used; the message says which one, why, and what would help."""
 
 
 @dataclass

@@ -95,9 +95,28 @@ class Policy:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def sample(self, prompts: Sequence[list[int]], **arguments: Any) -> list[list[rollout.Rollout]]:
-        """Draw responses to the prompts with the weights as they are now; arguments are those of `rollout.sample`."""
-        return self.sampler(self.sampling_model(), prompts, eos_ids=self.eos_ids, **arguments)
+    def sample(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        longest: int,
+        options: rollout.SamplingOptions,
+        stream: torch.Generator,
+        limits: Sequence[int] | None = None,
+    ) -> list[list[rollout.Rollout]]:
+        """Draw n responses of at most `longest` tokens to each prompt, with the weights as they are now."""
+        return self.sampler(
+            self.sampling_model(),
+            prompts,
+            n=n,
+            max_new_tokens=longest,
+            eos_ids=self.eos_ids,
+            limits=limits,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            generator=stream,
+            max_cache_tokens=options.max_cache_tokens,
+        )
 
     @torch.no_grad()
     def sampling_model(self) -> Any:

@@ -1,10 +1,14 @@
-"""Kinds of answers: a free one (mathematics), the letter of a choice, or a truth value."""
+"""Kinds of answers (free, the letter of a choice, or a truth value), and majority votes among answers."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from problems.verify import answers_match
 
+VOTE_PICKS = 32  # random choices of k solutions, over which majority votes are averaged
 # What a model may write for each truth value, in lower case.
 VERDICTS = {
     "true": ("true", "yes", "t"),
@@ -37,6 +41,27 @@ def answer_groups(answers: Sequence[str | None], kind: str = "free") -> list[int
             if number[answer] == len(first):
                 first.append(answer)
     return [-1 if answer is None else number[answer] for answer in answers]
+
+
+def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
+    """Say whether the most frequent answer is correct; the first of equally frequent ones counts.
+
+    A vote of -1 abstains; if nobody votes, the answer counts as wrong.
+    """
+    counted = Counter(vote for vote in votes if vote >= 0)
+    if not counted:
+        return False
+    winner, _ = counted.most_common(1)[0]
+    return bool(correct[list(votes).index(winner)])
+
+
+def vote_at_k(rows: Sequence[dict], k: int, seed: int = 0) -> float:
+    """Return the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
+    rng, right = np.random.default_rng(seed), []
+    for row in rows:
+        for picked in (rng.permutation(len(row["votes"]))[:k] for _ in range(VOTE_PICKS)):
+            right.append(majority([row["votes"][i] for i in picked], [row["correct"][i] for i in picked]))
+    return float(np.mean(right))
 
 
 def _plain(text: str) -> str:

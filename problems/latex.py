@@ -1,16 +1,14 @@
-r"""From the text of an answer to a tree: a closed grammar for LaTeX and plain mathematics.
+r"""Parse an answer, in LaTeX or plain mathematics, with a closed grammar.
 
-    normalise(text)        one spelling for each thing: spaces, fonts, \left, \dfrac, \$ ... are gone
-    parse(text)            the tree of a normalised answer; raises ValueError where the grammar does not reach
-    rational(tree)         its exact value, where it has one that is rational and not too large
+    normalise(text)   the answer in one spelling: without spaces, fonts, \left, \dfrac, \$ ...
+    parse(text)       the tree of a normalised answer; raises ValueError if the grammar does not cover it
+    rational(tree)    the exact value of a tree, if that is a rational number of moderate size
 
 A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: no text is ever evaluated, and a
-tree can go to another process as JSON. Units and degrees are dropped while reading, as verify.py's conventions say.
-Left out: integrals, sums, limits, piecewise functions, \bmod. Time is linear in the text, but for nested brackets,
-which MAX_DEPTH bounds. Run `python latex.py` for examples.
+tree can be sent to another process as JSON. Units and degrees are dropped, by the conventions in verify.py.
+Parsing takes time linear in the length of the text, except for nested brackets, whose depth MAX_DEPTH bounds.
+Run `python -m problems.latex` for examples. Left out: integrals, sums, limits, piecewise functions, \bmod.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools
@@ -21,10 +19,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-MAX_BITS = 20_000  # of an exact number; towers of powers stop here
-MAX_DEPTH = 30  # nested brackets, signs and functions; each costs some ten Python frames of the thousand there are
+MAX_BITS = 20_000  # size of the largest exact number; stops towers of powers such as 9^{9^{9}}
+MAX_DEPTH = 30  # nested brackets, signs and functions; each takes about ten of Python's 1000 stack frames
 
-# ---------------------------------------------------------------------------- 1. one spelling for each thing
+# ---------------------------------------------------------------------------- 1. one spelling
 
 # fmt: off
 POWERS = {"hundred": "10^2", "thousand": "10^3", "million": "10^6", "billion": "10^9"}
@@ -36,12 +34,12 @@ UNICODE = str.maketrans({
     "\u200b": None} | dict.fromkeys("€£¥¢"))
 REWRITES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|cdot|times|infty|pm|cup|end)(?![a-z]))", r"\\"),  # doubled
-    (r"\\\\|\\(?=[-\d])", r"\\row "),  # the end of a matrix's row; some data sets have lost one backslash
+    (r"\\\\|\\(?=[-\d])", r"\\row "),  # the end of a matrix row; some data sets have lost one of the backslashes
     (r"(?<=\d)(?:,\s*\\!|\{,\}\s*(?:\\!)?)\s*(?=\d{3})", ""),  # 11,\!111 and 2{,}016
     (r"\\!|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:display|text)style(?![a-z])|\\[()\[\]]|\\?\$", ""),
     (r"\\[,;:> ]|\\q?quad(?![a-z])|\\hspace\*?\{[^{}]*\}|~|\s+", " "),
     (r"\{,\}", ","),
-    (r"(?<=\d), +(?=\d{3}(?!\d))", ";"),  # 100, 200 is a list, 100,200 a number
+    (r"(?<=\d), +(?=\d{3}(?!\d))", ";"),  # with the space, 100, 200 is a list; 100,200 is a number
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (r"\\[dt]binom(?![a-z])", r"\\binom"),
     (r"\\%", "%"),
@@ -62,7 +60,7 @@ THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
 
 
 def normalise(text: str) -> str:
-    """The answer with one spelling for each thing: fonts, spacing, delimiters and outer braces are gone."""
+    """Rewrite an answer in one spelling, without fonts, spacing, delimiters and outer braces."""
     text = text.translate(UNICODE)
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
@@ -75,7 +73,7 @@ def normalise(text: str) -> str:
 
 
 def merge_thousands(text: str) -> str:
-    """1,000 -> 1000. Inside (), [] and sets a comma separates entries, unless a group cannot be one: (1,000)."""
+    """Drop thousands separators: 1,000 -> 1000. In brackets commas separate entries, unless no entry looks like 000."""
 
     def merge(match: re.Match[str]) -> str:
         before = text[: match.start()]
@@ -85,9 +83,9 @@ def merge_thousands(text: str) -> str:
     return THOUSANDS.sub(merge, text)
 
 
-# ---------------------------------------------------------------------------- 2. text to tree: a closed grammar
+# ---------------------------------------------------------------------------- 2. from text to a tree
 
-Tree = Any  # int | str (a symbol) | tuple (operator, *trees); nothing else, so that it can be sent as JSON
+Tree = Any  # int | str (a symbol) | tuple (operator, *trees)
 
 # fmt: off
 GREEK = set("alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega Phi".split())
@@ -112,18 +110,18 @@ TOKEN = re.compile(rf"""\s*(?:
 
 
 def tokenise(text: str) -> list[str]:
-    r"""Numbers, \commands, "words, letters and signs. Raises ValueError at anything else."""
+    r"""Split a text into numbers, \commands, "words, letters and signs. Raises ValueError at anything else."""
     tokens, at = [], 0
     while at < len(text):
         match = TOKEN.match(text, at)
         if not match:
             raise ValueError(f"no token at {text[at : at + 10]!r}")
-        kind, at = match.lastgroup or "", match.end()
-        token = match[kind].strip()
-        if kind in ("text", "word"):
+        group, at = match.lastgroup or "", match.end()
+        token = match[group].strip()
+        if group in ("text", "word"):
             token = "\\" + token if token in FUNCTIONS else token if token in ("e", "i") else '"' + token.casefold()
-        elif kind in ("command", "name"):
-            known = COMMANDS if token in COMMANDS else STARTS  # \secx is \sec x, but \int is not \in t
+        elif group in ("command", "name"):
+            known = COMMANDS if token in COMMANDS else STARTS  # \secx means \sec x, but \int does not mean \in t
             size = next((n for n in range(len(token), 1, -1) if token[:n] in known), 0)
             if not size:
                 raise ValueError(f"unknown command {token!r}")
@@ -137,16 +135,12 @@ def chain(name: str) -> Callable[[list[Tree]], Tree]:
 
 
 def relation(parts: list[Tree]) -> Tree:
-    r"""a < b <= c, turned so that every < opens to the right; x \in A is A."""
+    r"""Build a < b <= c, and turn > and >= round to < and <=. Membership, x \in A, is just A."""
     if r"\in" in parts[1::2]:
         return parts[-1]
     if ">" in parts[1]:
         parts = [part.replace(">", "<") if at % 2 else part for at, part in enumerate(parts)][::-1]
     return ("relation", *parts)
-
-
-def times(tree: Tree, factor: Tree) -> Tree:
-    return (*tree, factor) if kind(tree) == "*" else ("*", tree, factor)
 
 
 def product(parts: list[Tree]) -> Tree:
@@ -155,18 +149,19 @@ def product(parts: list[Tree]) -> Tree:
         if sign == "mixed" and all(isinstance(part, int) for part in factor[1:]) and 0 < factor[1] < factor[2]:
             tree = ("+", tree, factor if tree >= 0 else ("frac", -factor[1], factor[2]))
         else:
-            tree = times(tree, ("^", factor, -1) if sign == "/" else factor)
+            factor = ("^", factor, -1) if sign == "/" else factor
+            tree = (*tree, factor) if kind(tree) == "*" else ("*", tree, factor)
     return tree
 
 
-LEVELS: list[tuple[tuple[str, ...], Callable[[list[Tree]], Tree]]] = [  # loosest first: signs, and what they build
+LEVELS: list[tuple[tuple[str, ...], Callable[[list[Tree]], Tree]]] = [  # from loose to tight: signs and what they build
     ((r"\row",), chain("matrix")),
     (("&",), chain("row")),
     ((",", ";"), chain("list")),
     (("=", "!=", "<", "<=", ">", ">=", r"\in"), relation),
     ((r"\cup",), chain("union")),
     ((":",), lambda parts: ("frac", *parts[::2]) if len(parts) == 3 else ("tuple", "::", *parts[::2])),
-    (("+", "-", r"\pm", r"\mp"), chain("+")),  # read as signs of the next term
+    (("+", "-", r"\pm", r"\mp"), chain("+")),  # the sign is read as part of the next term
     (("*", "/", ""), product),
 ]
 CLOSING: dict[str, tuple[str, ...]] = {
@@ -180,29 +175,24 @@ def kind(tree: Tree) -> str:
 
 
 class Parser:
-    """Recursive descent. Every method reads what its name says, and raises ValueError where the grammar ends."""
+    """Parse by recursive descent. Every method reads what its name says, or raises ValueError."""
 
     def __init__(self, text: str):
         self.tokens, self.at = [*tokenise(text), ""], 0
-        self.depth = self.bars = self.angles = 0  # open brackets; open |; functions, in which degrees count
+        self.depth = self.bars = self.angles = 0  # of brackets; of |; of functions, which take degrees
 
     @property
     def next(self) -> str:
         return self.tokens[self.at]
 
     def accept(self, *tokens: str) -> str:
-        """Step over the next token if it is one of these."""
-        found = self.next if self.next in tokens else ""
-        self.at += bool(found)
-        return found
-
-    def answer(self) -> Tree:
-        tree = self.read()
-        if self.next:
-            raise ValueError(f"{self.next!r} is left over")
-        return tree
+        """Step over the next token and return it if it is one of these; otherwise return ""."""
+        token = self.next if self.next in tokens else ""
+        self.at += bool(token)
+        return token
 
     def read(self, level: int = 0) -> Tree:
+        """Read operands joined by the signs of one row of LEVELS."""
         if level == len(LEVELS):
             return self.power()
         signs, build = LEVELS[level]
@@ -222,11 +212,11 @@ class Parser:
     def starts_factor(self) -> bool:
         token = self.next
         if token[:1].isdigit() or token[:1] == ".":
-            return not self.tokens[self.at - 1][-1].isalnum()  # "2 3" and "x2" are no products
+            return not self.tokens[self.at - 1][-1].isalnum()  # "2 3" and "x2" are not products
         return token.isalpha() or token in ("(", "[", "{") or token[1:] in STARTS or (token == "|" and not self.bars)
 
     def power(self) -> Tree:
-        """A primary with all that may follow it: powers, factorials, percent, degrees, subscripts, units."""
+        """Read a primary and what may follow it: powers, factorials, degrees, subscripts, primes, units."""
         tree = self.primary()
         for _ in range(6):
             if self.accept("!"):
@@ -248,7 +238,7 @@ class Parser:
         raise ValueError("too many signs after one term")
 
     def argument(self, whole_number: bool = False) -> Tree:
-        r"""{...} or one token; TeX takes one digit (\frac12), but 2^10 and \sqrt12 mean the number."""
+        r"""Read {...} or one token. TeX takes one digit, as in \frac12, but 2^10 and \sqrt12 mean the whole number."""
         token = self.next
         if not whole_number and token.isdigit() and len(token) > 1:
             self.tokens[self.at] = token[1:]
@@ -337,15 +327,19 @@ class Parser:
 
 
 def parse(text: str) -> Tree:
-    """The tree of a normalised answer. Raises ValueError (or RecursionError, near the interpreter's limit)."""
-    return Parser(text).answer()
+    """Return the tree of a normalised answer. Raises ValueError, or RecursionError near the interpreter's limit."""
+    parser = Parser(text)
+    tree = parser.read()
+    if parser.next:
+        raise ValueError(f"{parser.next!r} is left over")
+    return tree
 
 
-# ---------------------------------------------------------------------------- 3. what trees are worth
+# ---------------------------------------------------------------------------- 3. the value of a tree
 
 
 def evaluate(tree: Tree, leaf: Callable[[Any], Any], table: dict[str, Callable[..., Any]]) -> Any:
-    """Fold a tree: leaf() values its numbers and symbols, table its operators (KeyError if it lacks one)."""
+    """Evaluate a tree: `leaf` gives the value of a number or symbol, `table` applies an operator (or KeyError)."""
     if isinstance(tree, (tuple, list)):
         return table[tree[0]](*[evaluate(part, leaf, table) for part in tree[1:]])
     return leaf(tree)
@@ -375,13 +369,14 @@ EXACT: dict[str, Callable[..., Fraction]] = {
 
 
 def rational(tree: Tree) -> Fraction | None:
-    """The exact value of a tree without roots and symbols; None for any other, or one beyond MAX_BITS."""
+    """Return the exact value of a tree; None if it has roots or symbols, or needs more than MAX_BITS."""
     with contextlib.suppress(KeyError, ArithmeticError, ValueError, TypeError):
         return evaluate(tree, lambda leaf: Fraction(leaf) if isinstance(leaf, int) else {}[leaf], EXACT)
     return None
 
 
 def mentions(tree: Tree, names: set[str]) -> bool:
+    """Tell whether any of these symbols or operators occurs in a tree."""
     return any(mentions(part, names) for part in tree) if isinstance(tree, (tuple, list)) else tree in names
 
 

@@ -1,12 +1,10 @@
-r"""Every answer of a file must match itself and its rewrites, and be told from its corruptions.
+r"""Check that the verifier accepts rewrites of an answer and rejects corruptions of it.
 
-    python tests/check_answers.py                          the built-in answers
-    python tests/check_answers.py --answers FILE.jsonl     one object a line; its key "answer" (or --key) is checked
+    python tests/check_answers.py                          # checks the built-in answers
+    python tests/check_answers.py --answers FILE.jsonl     # checks the value of "answer" (or --key) on each line
 
-Exit status 1 if any verdict is wrong. An empty answer equals nothing by convention: it is counted, not checked.
+Exits with status 1 if any verdict is wrong. Empty answers, which equal nothing by convention, are counted, not checked.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -37,24 +35,20 @@ FRACTION = r"(-?)\\frac\{(\d+)\}\{(\d+)\}"
 
 
 def is_value(answer: str) -> bool:
-    """One number or expression: no entries, relations, words or choices, so that a sign or a unit can be added."""
+    """Tell whether an answer is one number or expression, so that a sign or a unit can be added to it."""
     plain = re.sub(r"\\[A-Za-z]+", "", answer)
     return not re.search(r"\\begin|\\cup|[,;=<>:]|\{[A-Za-z()]+\}|[A-Z]", answer) and bool(re.search(r"[\da-z]", plain))
 
 
 def terminating(fraction: Fraction) -> str | None:
-    """The decimal of a fraction, when it ends."""
-    rest = fraction.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return (
-        format(float(fraction), ".12f").rstrip("0").rstrip(".") if rest == 1 and fraction.denominator < 10**6 else None
-    )
+    """Return the decimal of a fraction if it ends within 12 digits."""
+    if 10**12 % fraction.denominator or fraction.denominator >= 10**6:
+        return None
+    return format(float(fraction), ".12f").rstrip("0").rstrip(".")
 
 
 def rewrites(answer: str) -> Iterator[tuple[str, str]]:
-    """Other ways to write the same answer, as (name, text)."""
+    """Yield other ways to write the same answer, as (name, text)."""
     yield "itself", answer
     yield "boxed", extract_answer(rf"so the answer is $\boxed{{{answer}}}$.") or ""
     yield "spaces", "  " + re.sub(r"([+=^/|])", r" \1 ", answer) + " "
@@ -64,13 +58,12 @@ def rewrites(answer: str) -> Iterator[tuple[str, str]]:
     yield "braces", f"{{{answer}}}"
     yield "full stop", answer + "."
     yield "unicode minus", answer.replace("-", "−")
-    if "\\frac" in answer:
-        yield "dfrac", answer.replace("\\frac", "\\dfrac")
-        yield "tfrac", answer.replace("\\frac", "\\tfrac")
+    for command in ("dfrac", "tfrac") if "\\frac" in answer else ():
+        yield command, answer.replace("\\frac", f"\\{command}")
     if re.search(r"[(\[]", answer) and "sqrt[" not in answer and re.search(r"[)\]]", answer):
         yield "left and right", re.sub(r"([)\]])", r"\\right\1", re.sub(r"([(\[])", r"\\left\1", answer))
-    if re.fullmatch(FRACTION, answer):
-        sign, above, below = re.fullmatch(FRACTION, answer).groups()
+    if match := re.fullmatch(FRACTION, answer):
+        sign, above, below = match.groups()
         yield "slash", f"{sign}{above}/{below}"
         yield "expanded", rf"{sign}\frac{{{3 * int(above)}}}{{{3 * int(below)}}}"
         yield "sign moved", rf"\frac{{-{above}}}{{{'' if sign else '-'}{below}}}"
@@ -94,18 +87,12 @@ def rewrites(answer: str) -> Iterator[tuple[str, str]]:
         yield "other case", bare.swapcase()
 
 
-def bump(digits: str, by: int = 1) -> str:
-    return str((int(digits) + by) % 10)
-
-
 def corruptions(answer: str) -> Iterator[tuple[str, str]]:
-    """Answers that are near and wrong, as (name, text)."""
-    digits = [match.start() for match in re.finditer(r"\d", answer)]
-    if digits:
-        first, last = digits[0], digits[-1]
-        yield "last digit", answer[:last] + bump(answer[last]) + answer[last + 1 :]
-        yield "first digit", answer[:first] + bump(answer[first]) + answer[first + 1 :]
-        yield "one digit more", answer[: last + 1] + "7" + answer[last + 1 :]
+    """Yield answers that are close but wrong, as (name, text)."""
+    if digits := [match.start() for match in re.finditer(r"\d", answer)]:
+        for name, at in (("last digit", digits[-1]), ("first digit", digits[0])):
+            yield name, f"{answer[:at]}{(int(answer[at]) + 1) % 10}{answer[at + 1 :]}"
+        yield "one digit more", answer[: digits[-1] + 1] + "7" + answer[digits[-1] + 1 :]
     if is_value(answer) and re.search("[1-9a-z]", answer):
         yield "sign", answer[1:] if re.fullmatch(r"-[^+\-]*", answer) else f"-({answer})"
         yield "plus one", f"{answer}+1"
@@ -138,36 +125,29 @@ def corruptions(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def same_by_chance(answer: str, corrupted: str) -> bool:
-    """Corruptions that leave the value alone: a one-digit numeral in another base, a power or factor of zero."""
+    """Tell whether a corruption left the value alone, as for a numeral of one digit in another base."""
     return bool(re.fullmatch(r"[01]_\{?\d+\}?", answer) and answer[0] == corrupted[0])
 
 
 def check(answers: list[str]) -> tuple[Counter, list[str]]:
-    """Counts of what was checked, and a line for every wrong verdict."""
-    counts: Counter = Counter()
+    """Return counts of what was checked, and a line for every wrong verdict."""
+    counts = Counter({"empty answers, not checked": answers.count("")})
     wrong = []
-    for answer in answers:
-        if not answer:
-            counts["empty answers, not checked"] += 1
-            continue
-        for name, text in rewrites(answer):
-            counts["rewrites"] += 1
-            counts[f"= {name}"] += 1
-            if not answers_match(text, answer):
-                wrong.append(f"rewrite {name!r}: {text!r} should equal {answer!r}")
-        for name, text in corruptions(answer):
-            if same_by_chance(answer, text):
-                continue
-            counts["corruptions"] += 1
-            counts[f"! {name}"] += 1
-            if answers_match(text, answer):
-                wrong.append(f"corruption {name!r}: {text!r} should differ from {answer!r}")
+    for answer in filter(None, answers):
+        variants = [("rewrites", *rewrite) for rewrite in rewrites(answer)]
+        variants += [("corruptions", *c) for c in corruptions(answer) if not same_by_chance(answer, c[1])]
+        for group, name, text in variants:
+            counts.update([group, f"{group}: {name}"])
+            if answers_match(text, answer) != (group == "rewrites"):
+                wrong.append(
+                    f"{group}: {name}: {text!r} should {'equal' if group == 'rewrites' else 'differ from'} {answer!r}"
+                )
     return counts, wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--answers", help="JSON lines file; without it the built-in answers are checked")
+    parser.add_argument("--answers", help="a JSON Lines file (default: the built-in answers)")
     parser.add_argument("--key", default="answer", help="the key that holds the answer (default: answer)")
     options = parser.parse_args()
     answers = BUILT_IN

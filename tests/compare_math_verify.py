@@ -1,12 +1,10 @@
-r"""Verdicts of verify.py and of math-verify on tests/verify_pairs.jsonl, side by side.
+r"""Compare the verdicts of verify.py and of math-verify on the labelled pairs in tests/verify_pairs.jsonl.
 
-    python tests/compare_math_verify.py [--quiet]      needs `pip install math-verify`, which nothing else here does
+    python tests/compare_math_verify.py [--quiet]      # needs `pip install math-verify`
 
-math-verify is asked with the answers in $...$ and, apart, in \boxed{...}; the better of the two counts. Prints how many
-labels each agrees with, class by class, then every pair on which the two differ, and who agrees with the label.
+math-verify gets the answers in $...$ and, separately, in \boxed{...}; the better result counts. Prints how many labels
+each verifier agrees with, by class, and then every pair on which the two differ, with the one that is right.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -22,7 +20,7 @@ from problems.verify import answers_match  # noqa: E402
 
 
 def peer(wrap: str) -> Callable[[str, str], bool]:
-    """math-verify with its default settings, each answer wrapped as the template says; an exception counts as False."""
+    """Return math-verify with its default settings, for answers put in place of * in `wrap`. An exception is False."""
     from math_verify import parse, verify
 
     def verdict(prediction: str, truth: str) -> bool:
@@ -36,16 +34,15 @@ def peer(wrap: str) -> Callable[[str, str], bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quiet", action="store_true", help="only the table")
+    parser.add_argument("--quiet", action="store_true", help="print only the table")
     options = parser.parse_args()
     pairs = [json.loads(line) for line in (HERE / "verify_pairs.jsonl").open(encoding="utf-8")]
     judges = {"verify.py": answers_match, "dollars": peer("$*$"), "boxed": peer(r"\boxed{*}")}
     right: dict[str, Counter] = {name: Counter() for name in judges}
     verdicts = []
     for pair in pairs:
-        found = {name: judge(pair["prediction"], pair["truth"]) for name, judge in judges.items()}
-        verdicts.append(found)
-        for name, verdict in found.items():
+        verdicts.append({name: judge(pair["prediction"], pair["truth"]) for name, judge in judges.items()})
+        for name, verdict in verdicts[-1].items():
             right[name][pair["class"]] += verdict == pair["equal"]
     theirs = max(("dollars", "boxed"), key=lambda name: right[name].total())
 
@@ -59,8 +56,8 @@ def main() -> int:
     same = 100 * (1 - len(differing) / len(pairs))
     print(f"\nThe two agree on {same:.1f}% of the pairs; they differ on {len(differing)}:")
     print(f"there verify.py is right {ours} times, math-verify (asked in {theirs}) {len(differing) - ours} times.")
-    for pair, found in [] if options.quiet else differing:
-        who = "verify.py" if found["verify.py"] == pair["equal"] else "math-verify"
+    for pair, verdict in [] if options.quiet else differing:
+        who = "verify.py" if verdict["verify.py"] == pair["equal"] else "math-verify"
         label = "equal" if pair["equal"] else "different"
         print(f"  {who:12} is right: {label:10}{pair['class']:12}  {pair['prediction']}   |   {pair['truth']}")
     return 0

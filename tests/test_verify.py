@@ -1,6 +1,4 @@
-"""verify.py: right (labelled pairs), safe (nothing is evaluated, nothing hangs), and cheap where it can be."""
-
-from __future__ import annotations
+"""The verifier is right (labelled pairs), safe (evaluates nothing, never hangs), and cheap where it can be."""
 
 import ast
 import contextlib
@@ -16,17 +14,17 @@ from pathlib import Path
 
 import check_answers
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from problems import verify
+from problems import verify, worker
 from problems.verify import answers_match, extract_answer, judge, timeouts
 
-ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [json.loads(line) for line in (ROOT / "tests" / "verify_pairs.jsonl").open(encoding="utf-8")]
-KNOWN_MISJUDGED: dict[tuple[str, str], str] = {}  # (prediction, truth) -> why; at most 1% of the pairs
-SLOW_PAIR = (r"e^{e^{e^{e^{e^{e}}}}}", "1")  # sympy computes on this for as long as it is let
-LIMIT = 5.0  # seconds, what the contract promises
+KNOWN_MISJUDGED: dict[tuple[str, str], str] = {}  # (prediction, truth) -> reason; at most 1% of the pairs
+SLOW_PAIR = (r"e^{e^{e^{e^{e^{e}}}}}", "1")  # sympy never finishes this one
+LIMIT = 5.0  # seconds that a call may take, by the contract in design.md
 
 
 # ---------------------------------------------------------------------------- right
@@ -40,7 +38,7 @@ def test_the_pairs_are_many_and_balanced():
 
 
 @pytest.mark.parametrize("name", sorted({pair["class"] for pair in PAIRS}))
-def test_labelled_pairs_both_ways(name):
+def test_labelled_pairs_in_both_directions(name):
     for pair in PAIRS:
         prediction, truth = pair["prediction"], pair["truth"]
         if pair["class"] == name and (prediction, truth) not in KNOWN_MISJUDGED:
@@ -86,18 +84,15 @@ def test_extract_answer(text, expected):
 
 
 @pytest.mark.parametrize("prediction", [None, 5, 5.0, b"5", ["5"], "", "  ", "$$", r"\text{}"])
-def test_empty_and_foreign_answers_equal_nothing(prediction):
-    assert answers_match(prediction, "5") is False
-    assert answers_match("5", prediction) is False
-    assert answers_match(prediction, prediction) is False
+def test_blank_answers_and_other_types_equal_nothing(prediction):
+    for pair in ((prediction, "5"), ("5", prediction), (prediction, prediction)):
+        assert answers_match(*pair) is False
 
 
 def test_integers_of_any_size_are_exact():
-    digits = "1234567890" * 1000  # beyond what int() takes
-    assert answers_match(digits, "+000" + digits)
-    assert not answers_match(digits, digits[:-1] + "1")
-    assert not answers_match(digits, "-" + digits)
-    assert answers_match("-" + digits, f" -{digits} ")
+    digits = "1234567890" * 1000  # too long for int()
+    assert answers_match(digits, "+000" + digits) and answers_match("-" + digits, f" -{digits} ")
+    assert not answers_match(digits, digits[:-1] + "1") and not answers_match(digits, "-" + digits)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +105,7 @@ def test_integers_of_any_size_are_exact():
         ("", "1", "empty"),
     ],
 )
-def test_the_cheapest_stage_that_can_decides(prediction, truth, stage):
+def test_the_cheapest_stage_that_can_decide_does(prediction, truth, stage):
     assert judge(prediction, truth)[1] == stage
 
 
@@ -118,20 +113,9 @@ def test_the_cheapest_stage_that_can_decides(prediction, truth, stage):
 
 
 def test_no_code_evaluates_text():
-    forbidden = {
-        "eval",
-        "exec",
-        "compile",
-        "sympify",
-        "S",
-        "parse_expr",
-        "parse_latex",
-        "__import__",
-        "lambdify",
-        "loads",
-    }
-    for name in ("verify.py", "latex.py"):
-        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+    forbidden = set("eval exec compile sympify S parse_expr parse_latex __import__ lambdify loads".split())
+    for name in ("verify.py", "latex.py", "worker.py"):
+        for node in ast.walk(ast.parse((ROOT / "problems" / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 is_json_or_regex = ast.unparse(node.func) in ("json.loads", "re.compile")
@@ -198,12 +182,12 @@ def test_hostile_answers_are_quick_and_wrong(name):
 
 
 def test_a_pair_out_of_time_is_wrong_counted_and_survived(monkeypatch):
-    monkeypatch.setattr(verify, "PAIR_LIMIT", 0.5)
-    assert answers_match(r"\sqrt{8}", r"2\sqrt{2}")  # a worker runs
-    worker, before = verify.WORKER.process.pid, timeouts()
+    monkeypatch.setattr(worker, "QUESTION_LIMIT", 0.5)
+    assert answers_match(r"\sqrt{8}", r"2\sqrt{2}")  # starts a worker
+    pid, before = verify.WORKER.process.pid, timeouts()
     assert answers_match(*SLOW_PAIR) is False
     assert timeouts() == before + 1
-    assert verify.WORKER.process.pid != worker
+    assert verify.WORKER.process.pid != pid
     monkeypatch.undo()
     assert answers_match(r"\sqrt{8}", r"2\sqrt{2}") and timeouts() == before + 1
 
@@ -216,10 +200,27 @@ def test_a_killed_worker_is_replaced():
     assert answers_match(r"\sqrt{12}", r"2\sqrt{3}") and timeouts() == before
 
 
-def test_threads_share_the_worker(monkeypatch):
+def test_a_worker_that_starts_slowly_is_left_alone(monkeypatch, tmp_path):
+    (tmp_path / "problems").mkdir()
+    (tmp_path / "problems" / "worker.py").write_text(
+        "import time; time.sleep(0.5); print('ready', flush=True); input(); print('true', flush=True)"
+    )
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    slow = worker.Worker()
+    try:
+        with pytest.raises(TimeoutError):
+            slow.ask("x", "y", 9, time.monotonic() + 0.1)
+        pid = slow.process.pid
+        assert slow.ask("x", "y", 9, time.monotonic() + LIMIT) is True
+        assert slow.timeouts == 1 and slow.process.pid == pid
+    finally:
+        slow.stop()
+
+
+def test_threads_share_the_worker():
     verdicts: dict[int, bool] = {}
 
-    def work(number: int) -> None:  # signals would raise here: this is not the main thread
+    def work(number: int) -> None:  # not the main thread, in which alone Python handles signals
         verdicts[number] = answers_match(rf"\sqrt{{{4 * number}}}", rf"2\sqrt{{{number + number % 2}}}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2, 26)]
@@ -230,28 +231,45 @@ def test_threads_share_the_worker(monkeypatch):
     assert verdicts == {number: number % 2 == 0 for number in range(2, 26)}
 
 
-def run(code: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
-
-
-def test_cheap_verdicts_need_neither_sympy_nor_worker():
-    code = """
-import sys, verify
-assert verify.answers_match("17", "17") and not verify.answers_match("17", "20") and verify.answers_match("0.5", "1/2")
-assert not verify.answers_match("(1,2)", "(2,1)")
+PROGRAMS = {
+    "cheap verdicts need neither sympy nor a worker": """
+assert answers_match("17", "17") and not answers_match("17", "20") and answers_match("0.5", "1/2")
+assert not answers_match("(1,2)", "(2,1)")
 assert verify.WORKER.process is None and not {"sympy", "torch", "transformers"} & set(sys.modules)
-assert verify.answers_match("xy", "yx") and verify.WORKER.process and "sympy" not in sys.modules
-"""
-    done = run(code)
-    assert done.returncode == 0, done.stderr
+assert answers_match("xy", "yx") and verify.WORKER.process and "sympy" not in sys.modules
+""",
+    "a forked process gets its own worker": """
+assert answers_match("xy", "yx")
+pid = os.fork() if hasattr(os, "fork") else None
+if pid == 0:
+    os._exit(0 if answers_match("ab", "ba") and not answers_match("ab", "bb") else 1)
+assert not pid or os.waitpid(pid, 0)[1] == 0
+assert answers_match("xyz", "zyx") and verify.timeouts() == 0
+""",
+    "the worker's alarm does not depend on the signals of its parent": f"""
+if hasattr(signal, "SIGALRM"):
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+start = time.monotonic()
+assert not answers_match(*{SLOW_PAIR!r}) and verify.timeouts() == 1 and time.monotonic() - start < {LIMIT}
+""",
+    "the worker does not import the main script": """
+print("once")
+assert answers_match("xy", "yx")
+""",
+}
 
 
-def test_the_worker_does_not_import_the_main_script(tmp_path):
-    script = tmp_path / "main_script.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); print('imported', flush=True)\n"
-                      "import verify; print(verify.answers_match('xy', 'yx'))\n")  # fmt: skip
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["imported", "True"]
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_of_its_own(name, tmp_path):
+    script = tmp_path / "main_script.py"  # not in the project's folder, and neither is its working directory
+    script.write_text(
+        f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"from problems import verify; from problems.verify import answers_match\n{PROGRAMS[name]}"
+    )
+    finished = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == ["once"] * ("once" in PROGRAMS[name])
 
 
 def is_running(pid: int) -> bool:
@@ -264,45 +282,32 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("is_busy", [False, True])
 def test_the_worker_does_not_outlive_its_parent(is_busy):
     code = f"""
-import threading, time, verify
+import threading, time
+from problems import verify
 verify.answers_match("xy", "yx")
 print(verify.WORKER.process.pid, flush=True)
 if {is_busy}: threading.Thread(target=verify.answers_match, args={SLOW_PAIR!r}).start()
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    worker = int(parent.stdout.readline())
-    assert is_running(worker)
+    pid = int(parent.stdout.readline())
+    assert is_running(pid)
     time.sleep(0.5)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + verify.PAIR_LIMIT + 4
-    while is_running(worker) and time.monotonic() < deadline:
+    deadline = time.monotonic() + worker.QUESTION_LIMIT + 2
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not is_running(worker)
+    assert not is_running(pid)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_gets_its_own_worker():
-    code = """
-import os, verify
-assert verify.answers_match("xy", "yx")
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if verify.answers_match("ab", "ba") and not verify.answers_match("ab", "bb") else 1)
-assert os.waitpid(pid, 0)[1] == 0 and verify.answers_match("xyz", "zyx") and verify.timeouts() == 0
-"""
-    done = run(code)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit is Linux's")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has prlimit")
 def test_the_worker_has_a_memory_limit():
     import resource
 
     assert answers_match("xy", "yx")
-    assert resource.prlimit(verify.WORKER.process.pid, resource.RLIMIT_AS)[0] == verify.WORKER_BYTES
+    assert resource.prlimit(verify.WORKER.process.pid, resource.RLIMIT_AS)[0] == worker.WORKER_BYTES
 
 
 # ---------------------------------------------------------------------------- fuzz
@@ -320,13 +325,13 @@ EXPRESSIONS = st.recursive(
     lambda part: st.tuples(st.sampled_from(SHAPES), part, part).map(lambda drawn: drawn[0] % drawn[1:]),
     max_leaves=8,
 )
-ANY = st.text(st.characters(exclude_categories=()), max_size=40)  # control characters and surrogates too
+ANY = st.text(st.characters(exclude_categories=()), max_size=40)  # control characters and surrogates included
 ANSWERS = LATEX_LIKE | EXPRESSIONS | EXPRESSIONS | ANY | st.sampled_from(sorted({pair["truth"] for pair in PAIRS}))
 
 
 def check_one(prediction: str, truth: str) -> None:
     start = time.monotonic()
-    verdict, stage = judge(prediction, truth)  # not answers_match, which would catch what it raises
+    verdict, stage = judge(prediction, truth)  # answers_match would hide what it raises
     boxed = extract_answer(f"{prediction} \\boxed{{{truth}}}")
     assert time.monotonic() - start < LIMIT
     assert verdict in (True, False) and stage in verify.STAGES and (boxed is None or isinstance(boxed, str))
@@ -338,7 +343,7 @@ FUZZ = settings(deadline=None, derandomize=True, database=None, suppress_health_
 
 
 def test_fuzz_a_thousand(monkeypatch):
-    monkeypatch.setattr(verify, "PAIR_LIMIT", 0.2)  # the whole limit is waited for in the slow test
+    monkeypatch.setattr(worker, "QUESTION_LIMIT", 0.2)  # the slow test uses the real limit
     settings(FUZZ, max_examples=1000)(given(ANSWERS, ANSWERS)(check_one))()
 
 
@@ -347,16 +352,14 @@ def test_fuzz_twenty_thousand():
     import resource
 
     settings(FUZZ, max_examples=20_000)(given(ANSWERS, ANSWERS)(check_one))()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000  # kB, pytest, hypothesis and torch included
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= verify.WORKER_BYTES / 1024  # the dead workers
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000  # kB; pytest, hypothesis and torch included
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= worker.WORKER_BYTES / 1024  # the dead workers
 
 
 def resident(pid: int | str) -> int:
-    """Resident memory in kB."""
-    fields = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
-    )
-    return int(fields["VmRSS"].split()[0])
+    """Return the resident memory of a process in kB."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1])
 
 
 @pytest.mark.slow
@@ -364,14 +367,14 @@ def resident(pid: int | str) -> int:
 def test_ten_thousand_verifications_leak_nothing():
     for pair in PAIRS:
         answers_match(pair["prediction"], pair["truth"])
-    worker, threads, files = verify.WORKER.process.pid, threading.active_count(), len(os.listdir("/proc/self/fd"))
-    before = resident("self"), resident(worker)
+    pid, threads, files = verify.WORKER.process.pid, threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = resident("self"), resident(pid)
     for number in range(10_000):
         pair = PAIRS[number % len(PAIRS)]
         answers_match(pair["prediction"], pair["truth"])
-    assert verify.WORKER.process.pid == worker
+    assert verify.WORKER.process.pid == pid
     assert threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files
-    grown = resident("self") - before[0], resident(worker) - before[1]
+    grown = resident("self") - before[0], resident(pid) - before[1]
     print(f"resident memory grew by {grown} kB (this process, worker)")
     assert max(grown) < 20_000
 
@@ -379,16 +382,13 @@ def test_ten_thousand_verifications_leak_nothing():
 # ---------------------------------------------------------------------------- the command
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "problems.verify", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+def test_command(capsys):
+    def command(*arguments: str) -> tuple[int, str]:
+        return verify.main([*arguments]), capsys.readouterr().out
 
-
-def test_command():
-    equal, different, table, usage = command(r"-\frac12", "-0.5"), command("1", "2"), command(), command("--help")
-    assert (equal.returncode, equal.stdout) == (0, "equal  (settled by the number stage)\n")
-    assert (different.returncode, different.stdout) == (1, "different  (settled by the text stage)\n")
-    assert table.returncode == 0 and len(table.stdout.splitlines()) == 1 + len(verify.EXAMPLES)
-    assert usage.returncode == 0 and "usage" in usage.stdout and "Conventions" in usage.stdout
-    assert command("one").returncode == 2
+    assert command(r"-\frac12", "-0.5") == (0, "equal  (settled by the number stage)\n")
+    assert command("1", "2") == (1, "different  (settled by the text stage)\n")
+    (status, table), (help_status, usage) = command(), command("--help")
+    assert status == 0 and len(table.splitlines()) == 1 + len(verify.EXAMPLES)
+    assert help_status == 0 and "usage" in usage and "Conventions" in usage
+    assert command("one")[0] == 2

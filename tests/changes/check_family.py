@@ -1,4 +1,4 @@
-"""Times of day, once family.diff is applied."""
+"""Check the generator of times of day that family.diff adds."""
 
 import datetime
 import json
@@ -6,7 +6,7 @@ import re
 
 from conftest import run_script
 
-from problems.tasks import load_problems
+from problems.source import load_problems
 from problems.verify import answers_match
 
 
@@ -18,15 +18,14 @@ def test_answers_are_those_of_a_real_clock():
 
 
 def test_the_verifier_reads_times():
-    assert (
-        answers_match("9:05", "09:05") and not answers_match("09:06", "09:05") and not answers_match("01:02", "12:24")
-    )
+    assert answers_match("9:05", "09:05")
+    assert not answers_match("09:06", "09:05") and not answers_match("01:02", "12:24")
 
 
-def test_it_is_trained_on_by_its_name(tmp_path):
+def test_training_finds_the_generator_by_name(tmp_path):
     small = "--data clock --steps 1 --problems 2 --samples 2 --eval-problems 2 --eval-samples 2".split()
     finished = run_script("train.py", *small, "--out", str(tmp_path / "run"))
     assert finished.status == 0, finished.stderr
-    shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
-    assert shown and all("24-hour clock" in row["problem"] for row in shown)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert rows and all("24-hour clock" in row["problem"] for row in rows)
     assert "clock" in run_script("train.py", "--help").stdout

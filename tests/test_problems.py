@@ -1,10 +1,10 @@
-"""Are the problems right, reproducible and kept apart? Answers are recomputed here from the text alone."""
+"""Problems are right, reproducible and kept apart. Answers are worked out again here, from the text alone."""
 
-import importlib
 import itertools
 import json
 import random
 import re
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from problems import tasks
-from problems.tasks import FAMILIES, Problem, ProblemError, chain_steps, is_held_out, load_problems
-
-BUILT_IN = tuple(tasks.GENERATORS)
+from problems import arithmetic, words
+from problems.arithmetic import chain_steps
+from problems.source import GENERATORS, DataOptions, Problem, ProblemError, is_held_out, load_problems
 
 
 def problems_of(name: str, count: int, **options) -> list[Problem]:
@@ -32,12 +31,12 @@ def problems_of(name: str, count: int, **options) -> list[Problem]:
     [
         ("9+8-4+7", [17, 13, 20], ["carry", "", "carry"]),
         ("3-8", [-5], ["flip"]),
-        ("3-8-7", [-5, -12], ["flip", "carry"]),  # 5 + 7 below zero
-        ("3-8-7+4", [-5, -12, -8], ["flip", "carry", "borrow"]),  # 12 - 4 below zero
+        ("3-8-7", [-5, -12], ["flip", "carry"]),  # 5 + 7, below zero
+        ("3-8-7+4", [-5, -12, -8], ["flip", "carry", "borrow"]),  # 12 - 4, below zero
         ("3-8+9", [-5, 4], ["flip", "flip"]),
         ("9+8-8", [17, 9], ["carry", "borrow"]),
         ("5-5", [0], [""]),
-        ("5-5-7", [0, -7], ["", ""]),  # from zero nothing is hard
+        ("5-5-7", [0, -7], ["", ""]),  # from zero no step is hard
         ("5-5+7", [0, 7], ["", ""]),
         ("1-6+5-9", [-5, 0, -9], ["flip", "", ""]),
         ("9+1-1", [10, 9], ["carry", "borrow"]),
@@ -56,7 +55,7 @@ def test_chain_totals_are_signed_sums(digits, signs):
     steps = chain_steps(str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:]))
     assert [step.total_after for step in steps] == list(itertools.accumulate(terms))[1:]
     assert [step.total_before for step in steps] == list(itertools.accumulate(terms))[:-1]
-    for step in steps:  # another way to say what is hard: a tens digit moves, or the sign does
+    for step in steps:  # another way to tell what is hard: the tens digit or the sign changes
         before, after = step.total_before, step.total_after
         assert (step.notion == "flip") == (before * after < 0)
         if before * after > 0:
@@ -65,7 +64,7 @@ def test_chain_totals_are_signed_sums(digits, signs):
 
 
 @pytest.mark.parametrize("text", ["", "12+3", "437*862", "+3", "3+", "3 + 4", "3+-4", "٣+4", "3+4\n"])
-def test_what_is_no_chain_is_refused(text):
+def test_other_texts_are_refused_as_chains(text):
     with pytest.raises(ProblemError, match="expected a chain of single digits"):
         chain_steps(text)
 
@@ -73,7 +72,7 @@ def test_what_is_no_chain_is_refused(text):
 def test_arithmetic_answers_and_levels():
     problems = problems_of("arithmetic", 400)
     for problem in problems:
-        if problem.level == tasks.PRODUCT_LEVEL:
+        if problem.level == arithmetic.PRODUCT_LEVEL:
             left, right = problem.text.split("*")
             assert len(left) == len(right) == 3 and int(problem.answer) == int(left) * int(right)
         else:
@@ -85,17 +84,16 @@ def test_arithmetic_answers_and_levels():
     assert any(problem.answer.startswith("-") for problem in problems)
 
 
-def test_hopeless_share():
-    assert all("*" not in problem.text for problem in problems_of("arithmetic", 100, hopeless=0))
-    assert all("*" in problem.text for problem in problems_of("arithmetic", 20, hopeless=1))
-    with pytest.raises(ProblemError, match=r"hopeless: found 1\.5, expected a share"):
-        load_problems("arithmetic", hopeless=1.5)
+def test_the_name_sets_the_share_of_products():
+    for share, least, most in ((0, 0, 0), (0.3, 45, 75), (1, 200, 200)):
+        assert least <= sum("*" in problem.text for problem in problems_of(f"arithmetic:{share}", 200)) <= most
+    assert problems_of("arithmetic:0.15", 50) == problems_of("arithmetic", 50)
 
 
 # ------------------------------------------------------------------------------- words
 
 
-BY_HAND = [  # what the generator writes for seed = family, level 5, and its answer worked out by hand from the text
+BY_HAND = [  # the start of the problem for seed = family at level 5, and its answer, worked out by hand
     ("Emma buys 47 shells for $76 each.", "2828"),  # 47*76 = 3572, +29, -66 = 3535, less a fifth
     ("Ben has $590 and spends $30 on lunch.", "12"),  # 560, +69, -5 = 624, shared by 52
     ("Farid cycles for 5 hours at 12 km per hour.", "152"),  # 60 + 16 = 76, ten times, at 5 km per hour
@@ -107,16 +105,15 @@ BY_HAND = [  # what the generator writes for seed = family, level 5, and its ans
 ]
 
 
-@pytest.mark.parametrize("family", range(len(FAMILIES)))
+@pytest.mark.parametrize("family", range(len(words.FAMILIES)))
 def test_stories_worked_by_hand(family):
     beginning, answer = BY_HAND[family]
-    problem = tasks.make_words(random.Random(family), 5, family)
-    assert problem.text.startswith(beginning)
-    assert problem.answer == answer
+    problem = words.make(random.Random(family), 5, family)
+    assert problem.text.startswith(beginning) and problem.answer == answer
 
 
 P, T = r"[A-Z][a-z]+", "(?:apples|beads|books|buttons|cards|marbles|pencils|shells|stamps|stickers)"
-READINGS = [  # an independent reader: what each sentence says, from its numbers as written; t is the value before it
+READINGS = [  # an independent reader: what each sentence does, with its numbers as written, to the value t before it
     (rf"{P} buys (\d+) {T} for \$(\d+) each", lambda t, a, b: a * b),
     (rf"{P} also takes a bag for \$(\d+)", lambda t, a: t + a),
     (r"A coupon takes \$(\d+) off the bill", lambda t, a: t - a),
@@ -160,22 +157,22 @@ def read_story(text: str) -> Fraction:
     for sentence in sentences:
         ((match, rule),) = [(m, rule) for pattern, rule in READINGS if (m := re.fullmatch(pattern + r"\.", sentence))]
         value = Fraction(rule(value, *map(int, match.groups())))
-        assert value > 0 and value.denominator == 1  # nobody owes, nothing is cut into pieces
+        assert value > 0 and value.denominator == 1  # no debts and no fractions
     return value
 
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("family", range(len(FAMILIES)))
-def test_stories_say_what_their_answers_claim(family, level):
+@pytest.mark.parametrize("family", range(len(words.FAMILIES)))
+def test_answers_follow_from_the_stories(family, level):
     for seed in range(15):
-        problem = tasks.make_words(random.Random(seed), level, family)
+        problem = words.make(random.Random(seed), level, family)
         assert problem.answer == str(read_story(problem.text))
         assert problem.level == level and "{" not in problem.text
         if level == 1:
             assert int(problem.answer) <= 305
 
 
-def test_people_of_a_story_are_introduced_before_they_are_referred_to():
+def test_people_are_introduced_before_they_are_referred_to():
     for problem in problems_of("words", 200):
         owners = re.findall(r"house of (\w+) is|That of (\w+) is|that of (\w+)\.", problem.text)
         for i, (_, _, referred) in enumerate(owners):
@@ -186,7 +183,7 @@ def test_people_of_a_story_are_introduced_before_they_are_referred_to():
 
 
 def answer_by_enumeration(text: str) -> str:
-    """Go through every possible person that the text allows its subject to be."""
+    """Try every combination of properties that the text allows its subject to have."""
     name, negation, claim = re.search(r"unknown that (\w+) is (not )?(\w+)\?$", text).groups()
     rules = re.findall(r"(Everyone|Nobody) who is (\w+) is (\w+)\.", text)
     known = {word for who, word in re.findall(r"(\w+) is (\w+)\.", text) if who == name}
@@ -204,14 +201,13 @@ def answer_by_enumeration(text: str) -> str:
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
 def test_logic_answers_by_enumeration(level):
-    problems = problems_of("logic", 12 if level == 5 else 40, levels=(level,))
-    for problem in problems:
+    for problem in problems_of("logic", 12 if level == 5 else 40, levels=(level,)):
         assert problem.answer == answer_by_enumeration(problem.text), problem.text
         assert len(re.findall("Everyone|Nobody", problem.text)) == 2 * level
         assert problem.kind == "truth" and problem.level == level
 
 
-def test_logic_answers_are_balanced_and_words_do_not_give_them_away():
+def test_logic_answers_are_balanced_and_no_word_gives_them_away():
     problems = problems_of("logic", 900)
     counts = Counter(problem.answer for problem in problems)
     assert all(240 <= counts[answer] <= 360 for answer in ("true", "false", "unknown"))
@@ -220,42 +216,47 @@ def test_logic_answers_are_balanced_and_words_do_not_give_them_away():
         assert max(with_sign.values()) < 0.45 * with_sign.total()
 
 
-# ------------------------------------------------------------------------------- streams and splits
+# ------------------------------------------------------------------------------- streams, splits and options
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_problem_i_depends_on_seed_and_i_alone(name):
-    stream = load_problems(name).train(seed=3, start=0, count=30)
-    assert load_problems(name).train(seed=3, start=20, count=10) == stream[20:]
-    assert load_problems(name).train(seed=4, start=0, count=30) != stream
-    assert load_problems(name).heldout(20) == load_problems(name).heldout(30)[:20]
-
-
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_training_never_sees_what_is_held_out(name):
+@pytest.mark.parametrize("name", GENERATORS)
+def test_streams_depend_on_the_seed_alone_and_avoid_what_is_held_out(name):
     source = load_problems(name)
-    held = source.heldout(60)
+    stream, held = source.train(seed=3, start=0, count=300), source.heldout(60)
+    assert load_problems(name).train(seed=3, start=20, count=10) == stream[20:30]
+    assert load_problems(name).train(seed=4, start=0, count=300) != stream
+    assert load_problems(name).heldout(20) == held[:20]
     assert len({problem.text for problem in held}) == 60
-    assert all(map(is_held_out, held))
-    assert not any(map(is_held_out, source.train(seed=0, start=0, count=300)))
+    assert all(map(is_held_out, held)) and not any(map(is_held_out, stream))
 
 
 def test_streams_are_the_same_in_every_process_and_version():
     assert [problem.text for problem in problems_of("arithmetic", 3)] == ["3+1", "5-8-4", "4+3+7-5"]
 
 
-def test_few_held_out_problems_end_without_hanging():
+def test_a_small_held_out_set_ends():
     held = load_problems("arithmetic", levels=(1,)).heldout(1000)
     every = [f"{a}{sign}{b}" for a in range(1, 10) for sign in "+-" for b in range(1, 10)]
     assert {p.text for p in held} <= {text for text in every if is_held_out(Problem(text, ""))}
     assert 5 < len(held) < 40
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", GENERATORS)
 def test_levels_filter(name):
     assert {problem.level for problem in problems_of(name, 40, levels=(1, 2))} == {1, 2}
     with pytest.raises(ProblemError, match=rf"{name}: found the levels \[1, 2.*expected \(9,\)"):
         load_problems(name, levels=(9,))
+
+
+@pytest.mark.parametrize(("levels", "chosen"), [("", None), ("3", (3,)), ("1, 2,5", (1, 2, 5)), ("1,2,", (1, 2))])
+def test_chosen_levels(levels, chosen):
+    assert DataOptions(levels=levels).chosen_levels == chosen
+
+
+@pytest.mark.parametrize("levels", ["a", "1-3", " ", "1.5"])
+def test_levels_that_are_not_numbers_are_refused(levels):
+    with pytest.raises(ProblemError, match=f"levels: found '{levels}', expected numbers such as 1,2,3"):
+        _ = DataOptions(levels=levels).chosen_levels
 
 
 # ------------------------------------------------------------------------------- files
@@ -267,8 +268,12 @@ def write(path: Path, *records, encoding: str = "utf-8") -> str:
     return str(path)
 
 
-def only_problem(path: Path, record) -> Problem:
-    return load_problems(write(path / "one.jsonl", record)).train(0, 0, 1)[0]
+def records(count: int) -> list[dict]:
+    return [{"problem": f"What is {i}+{i}?", "answer": str(2 * i), "level": i % 3} for i in range(count)]
+
+
+def whole(name: str) -> list[Problem]:
+    return load_problems(name).heldout(None, whole=True)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +284,7 @@ def only_problem(path: Path, record) -> Problem:
         ({"question": "q", "answer": "#### 1,072 "}, "1,072"),
         ({"problem": "q", "solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}"),
         ({"problem": "q", "solution": r"never closed \boxed{1", "ground_truth": 3}, "3"),
+        ({"problem": "q", "solution": r"first \boxed{1}, so \boxed{2"}, "1"),
         ({"prompt": "q", "ground_truth": 0}, "0"),
         ({"prompt": "q", "ground_truth": -2.5}, "-2.5"),
         ({"prompt": "q", "answer": True}, "true"),
@@ -289,39 +295,35 @@ def only_problem(path: Path, record) -> Problem:
         ({"problem": "q", "answer": r"\text{(A)}"}, r"\text{(A)}"),
     ],
 )
-def test_where_the_answer_is_found(tmp_path, record, answer):
-    assert only_problem(tmp_path, record) == Problem("q", answer)
+def test_answers_in_records(tmp_path, record, answer):
+    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", answer)]
 
 
 @pytest.mark.parametrize(
     ("level", "expected"), [(3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0)]
 )
-def test_levels_of_a_file(tmp_path, level, expected):
-    assert only_problem(tmp_path, {"problem": "q", "answer": "1", "level": level}).level == expected
+def test_levels_in_records(tmp_path, level, expected):
+    record = {"problem": "q", "answer": "1", "level": level}
+    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", "1", expected)]
 
 
 def test_chat_prompts_and_kinds(tmp_path):
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "früher"}]
     chat += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "wie groß? 🙂"}]
     record = {"prompt": chat, "answer": "B", "kind": "choice"}
-    assert only_problem(tmp_path, record) == Problem("wie groß? 🙂", "B", 0, "choice")
-
-
-def records(count: int) -> list[dict]:
-    return [{"problem": f"What is {i}+{i}?", "answer": str(2 * i), "level": i % 3} for i in range(count)]
+    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("wie groß? 🙂", "B", 0, "choice")]
 
 
 def test_jsonl_with_blank_lines_byte_order_mark_and_line_separators(tmp_path):
-    path = write(
-        tmp_path / "a.jsonl", "", records(1)[0], "   ", {"problem": "x\u2028y", "answer": "1"}, encoding="utf-8-sig"
-    )
-    assert {problem.text for problem in load_problems(path).heldout(9, whole=True)} == {"What is 0+0?", "x\u2028y"}
+    lines = "", records(1)[0], "   ", {"problem": "x\u2028y", "answer": "1"}
+    path = write(tmp_path / "a.jsonl", *lines, encoding="utf-8-sig")
+    assert {problem.text for problem in whole(path)} == {"What is 0+0?", "x\u2028y"}
 
 
 @pytest.mark.parametrize("wrap", [lambda r: r, lambda r: {"version": 1, "data": r}])
 def test_json_lists(tmp_path, wrap):
     (tmp_path / "a.json").write_text(json.dumps(wrap(records(20)), indent=1))
-    assert len(load_problems(str(tmp_path / "a.json")).heldout(99, whole=True)) == 20
+    assert len(whole(str(tmp_path / "a.json"))) == 20
 
 
 def test_a_file_is_split_and_shuffled_by_epoch(tmp_path):
@@ -330,7 +332,7 @@ def test_a_file_is_split_and_shuffled_by_epoch(tmp_path):
     epochs = [source.train(seed=0, start=epoch * size, count=size) for epoch in range(2)]
     assert 0 < len(held) < 15 and all(map(is_held_out, held))
     for epoch in epochs:
-        assert len({problem.text for problem in epoch}) == size  # each problem once an epoch
+        assert len({problem.text for problem in epoch}) == size  # each problem once per epoch
         assert not set(epoch) & set(held)
     assert epochs[0] != epochs[1] and epochs[0] != source.train(seed=1, start=0, count=size)
     assert source.train(0, size - 3, 6) == epochs[0][-3:] + epochs[1][:3]
@@ -352,23 +354,17 @@ def test_a_single_problem_can_be_trained_on_but_not_held_out(tmp_path):
         source.heldout(1)
 
 
-def test_blank_answers_are_skipped_and_counted(tmp_path):
-    """MATH itself holds a problem whose answer is an empty box; that should not keep anybody from using it."""
-    blanks = [
-        {"problem": "a", "answer": "", "solution": r"so \boxed{}."},
-        {"problem": "b", "solution": r"so \boxed{}."},
-    ]
-    source = load_problems(write(tmp_path / "a.jsonl", *blanks, *records(5)))
-    assert source.skipped == {"blank answer": 2}
-    assert len(source.heldout(99, whole=True)) == 5
-
-
-def test_what_is_skipped_is_counted(tmp_path):
-    source = load_problems(write(tmp_path / "a.jsonl", *records(30), *records(6)), levels=(1,))
-    assert source.skipped == {"duplicate": 6, "other level": 20}
+def test_problems_left_out_are_counted(tmp_path, capsys):
+    """MATH itself has a problem whose answer is an empty box. That must not keep anyone from using it."""
+    blanks = [{"problem": "a", "answer": "", "solution": r"so \boxed{}."}, {"problem": "b", "solution": r"\boxed{}."}]
+    path = write(tmp_path / "a.jsonl", *blanks, *records(30), *records(6))
+    source = load_problems(path, levels=(1,))
+    assert source.skipped == {"blank answer": 2, "duplicate": 6, "other level": 20}
+    source.print_skipped()
+    assert "a.jsonl: 2 problems left out (blank answer)" in capsys.readouterr().out
     assert {problem.level for problem in source.train(0, 0, 20)} == {1}
     with pytest.raises(ProblemError, match=r"found the levels \[0, 1, 2\], expected \(7,\)"):
-        load_problems(str(tmp_path / "a.jsonl"), levels=(7,))
+        load_problems(path, levels=(7,))
 
 
 GOOD = '{"problem": "q", "answer": "1"}'
@@ -385,11 +381,7 @@ GOOD = '{"problem": "q", "answer": "1"}'
             r"a\.jsonl:2: found the keys .*points.* expected an answer",
         ),
         ("a.jsonl", '{"problem": "q", "solution": "prose"}', r"a\.jsonl:1: .*expected an answer .*solution: #### or"),
-        (
-            "a.jsonl",
-            '{"text": "q", "answer": "1"}',
-            r"a\.jsonl:1: found the keys .*text.* under problem, question, prompt",
-        ),
+        ("a.jsonl", '{"text": "q", "answer": "1"}', r"a\.jsonl:1: .*text.* under problem, question, prompt"),
         ("a.jsonl", '{"prompt": [], "answer": "1"}', r"a\.jsonl:1: .*expected a problem"),
         ("a.jsonl", '{"prompt": [{"role": "system", "content": "s"}], "answer": "1"}', "expected a problem"),
         ("a.jsonl", '{"problem": "q", "answer": [1]}', "expected an answer"),
@@ -401,45 +393,40 @@ GOOD = '{"problem": "q", "answer": "1"}'
         ("a.json", "[1]", r"a\.json: item 1: found a int, expected an object"),
         ("a.json", '{"a": [], "b": []}', r"a\.json: found 2 lists, expected one"),
         ("a.json", "3", r"a\.json: found 0 lists, expected one"),
+        ("a.jsonl", b'{"problem": "gro\xdf", "answer": "1"}', r"a\.jsonl:1: found .*0xdf.*expected JSON in UTF-8"),
+        ("data/a.csv", "q,1", r"found 'data/a\.csv', expected"),  # an existing file is not a name on the hub
     ],
 )
-def test_errors_in_files_name_the_place(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ProblemError, match=message):
-        load_problems(str(tmp_path / name))
-
-
-def test_files_that_are_not_utf8(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "gro\xdf", "answer": "1"}')
-    with pytest.raises(ProblemError, match=r"a\.jsonl:1: found .*0xdf.*expected JSON in UTF-8"):
-        load_problems(str(tmp_path / "a.jsonl"))
-
-
-@pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.json", "missing.parquet"])
-def test_missing_files(name):
-    with pytest.raises(ProblemError, match=f"{name}: found no such file"):
-        load_problems(name)
-
-
-@pytest.mark.parametrize("name", ["arithmetics", "", "a.csv", "../x", "a/b/c/d", "https://host/a/b"])
-def test_unknown_names_list_what_there_is(name):
-    with pytest.raises(ProblemError, match=rf"expected {', '.join(BUILT_IN)}, a file ending in \.jsonl.*owner/name"):
-        load_problems(name)
-
-
-def test_existing_files_of_other_kinds_are_no_hub_names(tmp_path, monkeypatch):
+def test_errors_in_files_name_the_place(tmp_path, monkeypatch, name, content, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.csv").write_text("q,1")
-    with pytest.raises(ProblemError, match=r"found 'data/a\.csv', expected"):
-        load_problems("data/a.csv")
+    Path("data").mkdir()
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ProblemError, match=message):
+        load_problems(name)
+
+
+ANY_NAME = rf"expected {', '.join(GENERATORS)}, a file ending in \.jsonl.*owner/name"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((f"arithmetic:{x}", f"^arithmetic:{x}: found '{x}', expected a share") for x in ("1.5", "-0.1", "nan", "x")),
+        ("words:3", "words:3: found the setting '3', expected 'words' without one"),
+        *((name, f"{name}: found no such file") for name in ("missing.jsonl", "data/missing.json", "missing.parquet")),
+        *((name, ANY_NAME) for name in ("arithmetics", "", "a.csv", "../x", "a/b/c/d", "https://host/a/b")),
+    ],
+)
+def test_names_that_cannot_be_loaded(name, message):
+    with pytest.raises(ProblemError, match=message):
+        load_problems(name)
 
 
 # ------------------------------------------------------------------------------- the package datasets
 
 
 def fake_datasets(monkeypatch, load_dataset) -> None:
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
 
 
 @pytest.mark.parametrize(
@@ -453,33 +440,27 @@ def fake_datasets(monkeypatch, load_dataset) -> None:
 def test_hub_names(monkeypatch, name, arguments):
     calls = []
     fake_datasets(monkeypatch, lambda *args, **kwargs: calls.append((args, kwargs)) or records(20))
-    assert len(load_problems(name).heldout(99, whole=True)) == 20
+    assert len(whole(name)) == 20
     assert calls == [arguments]
 
 
-def test_rows_that_are_no_problems_are_named(monkeypatch):
-    fake_datasets(monkeypatch, lambda *args, **kwargs: [*records(1), {"text": "x"}])
-    with pytest.raises(ProblemError, match=r"o/n: row 2: found the keys \['text'\]"):
-        load_problems("o/n")
-
-
 def test_without_datasets_the_message_says_what_to_do(monkeypatch, tmp_path):
-    def missing(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # makes `import datasets` fail
     (tmp_path / "a.parquet").write_bytes(b"")
     for name in ("openai/gsm8k", str(tmp_path / "a.parquet")):
         with pytest.raises(ProblemError, match=r"pip install datasets.*Without a network.*local \.jsonl"):
             load_problems(name)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch):
+def test_errors_of_the_hub_and_of_its_rows_are_named(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route to host")
 
     fake_datasets(monkeypatch, unreachable)
     with pytest.raises(ProblemError, match=r"o/n: could not be loaded \(ConnectionError: no route.*local \.jsonl"):
+        load_problems("o/n")
+    fake_datasets(monkeypatch, lambda *args, **kwargs: [*records(1), {"text": "x"}])
+    with pytest.raises(ProblemError, match=r"o/n: row 2: found the keys \['text'\]"):
         load_problems("o/n")
 
 
@@ -487,4 +468,4 @@ def test_parquet(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [{**record, "prompt": [{"role": "user", "content": record.pop("problem")}]} for record in records(20)]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
-    assert len(load_problems(str(tmp_path / "a.parquet")).heldout(99, whole=True)) == 20
+    assert len(whole(str(tmp_path / "a.parquet"))) == 20

@@ -1,0 +1,190 @@
+"""Provide training problems without end, and held-out problems that training never sees.
+
+    source = load_problems("arithmetic")      # or "words", "logic", FILE.jsonl, owner/name on the hub
+    source.train(seed=0, start=32, count=16)  # problems 32..47 of the endless stream of that seed
+    source.heldout(100)                       # a fixed set that training never sees
+
+A source keeps no position: problem i of a stream depends only on the seed and on i, so a resumed run continues exactly
+where it stopped. The *text* of a problem decides whether it is held out, so no seed leaks an evaluation problem into
+training. Run `python -m problems.source` to see problems of every generator.
+
+Left out: mixtures of sources, data that do not fit into memory, and the request to box the answer (see masa.py).
+"""
+
+import importlib
+import random
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Annotated
+
+MAX_MISFITS = 1000  # prompts too long, one after the other: then the limit is wrong, not the data
+# The built-in generators, each a module of this room. It has a function make(rng, level) that returns a Problem, for
+# levels 1 to 5. It may have level_weights(setting), which returns how often to draw each level; `setting` is the text
+# after the colon in a name such as "arithmetic:0.3".
+GENERATORS = ("arithmetic", "words", "logic")
+
+
+@dataclass(frozen=True)
+class Problem:
+    text: str  # what the model is asked
+    answer: str  # the reference answer: what \boxed{} should hold
+    level: int = 0  # difficulty, by which results are broken down; 0 if unknown
+    kind: str = "free"  # of the answer: "free", "choice" (a letter) or "truth" (true, false or unknown)
+
+
+class ProblemError(ValueError):
+    """Bad input. The message names the file and line (or option), what was found and what was expected."""
+
+
+@dataclass
+class DataOptions:
+    """Which problems to train on."""
+
+    data: Annotated[str, f"{', '.join(GENERATORS)}, a file, or owner/name on the hub", {"real": "words"}] = "arithmetic"
+    levels: Annotated[str, "keep only problems of these levels, such as 1,2,3; empty for all"] = ""
+
+    @property
+    def chosen_levels(self) -> tuple[int, ...] | None:
+        """The levels as numbers, or None for all. Raises ProblemError if `levels` is not a list of numbers."""
+        try:
+            return tuple(int(level) for level in self.levels.split(",") if level) or None
+        except ValueError as error:
+            raise ProblemError(f"levels: found {self.levels!r}, expected numbers such as 1,2,3") from error
+
+
+@dataclass
+class Source:
+    """A stream of training problems for each seed, and a held-out set."""
+
+    name: str
+    problem: Callable[[int, int], Problem]  # (seed, index) -> problem of the training stream of that seed
+    held_out: Callable[[int, bool], Iterable[Problem]]  # (seed, whole) -> distinct problems; see heldout
+    skipped: Counter[str] = field(default_factory=Counter)  # reason -> number of problems of a file that were dropped
+
+    def train(self, seed: int, start: int, count: int) -> list[Problem]:
+        """Return problems start .. start+count-1 of the stream of this seed."""
+        return [self.problem(seed, index) for index in range(start, start + count)]
+
+    def take(self, seed: int, start: int, count: int, fits: Callable[[Problem], bool]) -> tuple[list[Problem], int]:
+        """Return the next `count` problems from `start` on that fit, and the position in the stream after them.
+
+        Raises ProblemError if MAX_MISFITS in a row do not fit.
+        """
+        taken: list[Problem] = []
+        misfits = 0
+        while len(taken) < count:
+            (problem,) = self.train(seed, start, 1)
+            start, misfits = start + 1, misfits + 1
+            if fits(problem):
+                taken.append(problem)
+                misfits = 0
+            elif misfits == MAX_MISFITS:
+                raise ProblemError(f"--max-prompt-tokens: the prompts of the last {misfits} problems are longer")
+        return taken, start
+
+    def heldout(self, count: int | None, seed: int = 0, whole: bool = False) -> list[Problem]:
+        """Return `count` distinct problems, or all (None), that training never sees.
+
+        `whole` adds the training problems of a file, for evaluation on files that nothing was trained on.
+        """
+        return list(islice(self.held_out(seed, whole), count))
+
+    def print_skipped(self) -> None:
+        """Print how many problems of a file were dropped, and why."""
+        for reason, count in self.skipped.items():
+            print(f"{self.name}: {count} problems left out ({reason})")
+
+
+def is_held_out(problem: Problem) -> bool:
+    """Tell whether a problem is in the tenth of all texts kept for evaluation, whatever its source, seed or file."""
+    return zlib.crc32(problem.text.encode("utf-8", "surrogatepass")) % 10 == 0  # hash() differs between processes
+
+
+def generated_source(name: str, make: Callable[[random.Random, int], Problem], weights: dict[int, float]) -> Source:
+    """Make problems on demand with make(rng, level), where `weights` says how often to draw each level."""
+
+    def draw(rng: random.Random) -> Problem:
+        return make(rng, *rng.choices(list(weights), list(weights.values())))
+
+    def problem(seed: int, index: int) -> Problem:
+        rng = random.Random(f"train {seed} {index}")
+        return next(problem for problem in iter(lambda: draw(rng), None) if not is_held_out(problem))
+
+    def held_out(seed: int, whole: bool) -> Iterator[Problem]:
+        rng, seen, misses = random.Random(f"held out {seed}"), set[Problem](), 0
+        while misses < 2000:  # there may be few: only about sixteen chains of two terms are held out
+            problem, misses = draw(rng), misses + 1
+            if is_held_out(problem) and problem not in seen:
+                seen.add(problem)
+                yield problem
+                misses = 0
+
+    return Source(name, problem, held_out)
+
+
+def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] | None) -> Source:
+    """Serve the distinct problems of a list, in a new order in each epoch."""
+    answered = [problem for problem in problems if problem.answer]
+    distinct = {problem.text: problem for problem in reversed(answered)}.values()  # keeps the first with each text
+    chosen = [problem for problem in distinct if levels is None or problem.level in levels]
+    if not chosen:
+        found = f"the levels {sorted({problem.level for problem in distinct})}" if distinct else "no problem"
+        raise ProblemError(f"{name}: found {found}, expected {levels or 'at least one'}")
+    # Sorting puts the held-out tenth first and makes the order in the file irrelevant. If there are two problems or
+    # more, at least one goes to each side.
+    chosen.sort(key=lambda problem: (not is_held_out(problem), problem.text))
+    count = min(max(sum(map(is_held_out, chosen)), 1), len(chosen) - 1)
+    held, trained = chosen[:count], chosen[count:]
+
+    @lru_cache(maxsize=4)
+    def epoch_problems(seed: int, epoch: int) -> list[Problem]:
+        return random.Random(f"epoch {seed} {epoch}").sample(trained, len(trained))
+
+    def problem(seed: int, index: int) -> Problem:
+        return epoch_problems(seed, index // len(trained))[index % len(trained)]
+
+    def held_out(seed: int, whole: bool) -> Iterable[Problem]:
+        among = chosen if whole else held
+        if not among:
+            raise ProblemError(f"{name}: found one problem, expected two or more to hold one out")
+        return random.Random(f"held out {seed}").sample(among, len(among))
+
+    skipped = Counter({"blank answer": len(problems) - len(answered), "duplicate": len(answered) - len(distinct)})
+    return Source(name, problem, held_out, +(skipped + Counter({"other level": len(distinct) - len(chosen)})))
+
+
+def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
+    """Load a generator (see GENERATORS), a .jsonl, .json or .parquet file, or owner/name[/config][:split] on the hub.
+
+    If `levels` is given, only problems of these levels are kept. Raises ProblemError for a source that does not exist,
+    cannot be read or holds no such problem.
+    """
+    generator, colon, setting = name.partition(":")
+    if generator not in GENERATORS:
+        from problems import files  # here, because files.py imports this module
+
+        return listed_source(name, files.read_problems(name), levels)
+    module = importlib.import_module(f"problems.{generator}")
+    if colon and not hasattr(module, "level_weights"):
+        raise ProblemError(f"{name}: found the setting {setting!r}, expected {generator!r} without one")
+    weights = module.level_weights(setting) if hasattr(module, "level_weights") else dict.fromkeys(range(1, 6), 1.0)
+    drawn = {level: weight for level, weight in weights.items() if weight > 0}
+    chosen = {level: weight for level, weight in drawn.items() if levels is None or level in levels}
+    if not chosen:
+        raise ProblemError(f"{name}: found the levels {list(drawn)}, expected {levels}")
+    return generated_source(name, module.make, chosen)
+
+
+def main() -> None:
+    for name in GENERATORS:
+        print(name)
+        for problem in load_problems(name).train(seed=0, start=0, count=6):
+            print(f"  level {problem.level}: {problem.text}  ->  {problem.answer}")
+
+
+if __name__ == "__main__":
+    main()
