@@ -1,42 +1,51 @@
-"""Comparing variants over seeds: accuracy, and what it costs to reach GRPO's.
+"""Compare variants over seeds: accuracy, and what it costs to reach the accuracy of GRPO.
 
-    mean_interval       mean and 95% interval over seeds (Student's t)
-    paired              the same for differences to GRPO, seed by seed: the same problems, the same start
-    cost_to_hold        tokens, rollouts, operations or seconds until a variant first *holds* GRPO's final pass@1,
-                        the mean of GRPO's last three evaluations: one alone is too noisy a target
-    shapley_r2          how much of the final accuracy each meta reward explains
+    python -m lab.compare runs/main                              # the tables that ablate.py prints
+    python -m lab.compare runs/main --columns zero_variance_frac,mean_length --first 20 --last 20
 
-A run holds a target from the first evaluation that reaches it and from which on the mean of all evaluations, that one
-included, is not below it: one lucky evaluation is not enough, nor does one unlucky later one undo it. The cost is that
-of the point where the line between this evaluation and the one before crosses the target. GRPO's own cost is found by
-the same rule. Figures are read from run folders; nothing here writes. Run `python compare.py FOLDER ...`.
+The cost to accuracy is what a variant spends until it *holds* GRPO's final pass@1, the mean of GRPO's last three
+evaluations, since a single one is too noisy a target. A run holds a target from the first evaluation that reaches it,
+provided that the mean of this and all later evaluations is not below it: one lucky evaluation is not enough, and an
+unlucky one later does not undo it. The cost is that of the point where the line from the previous evaluation crosses
+the target. GRPO's own cost follows the same rule.
+
+This file only reads run folders, and needs no package but numpy, because ablate.py prints its tables.
 """
 
+import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cached_property
+from itertools import permutations, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lab.awareness import awareness
-from options import OLDER_RUNS
+from lab.awareness import awareness, flatten, read_rows, show
 
-# The .975 quantile of Student's t for 1, 2, ... degrees of freedom; beyond these the normal's is near enough.
+# The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; the last serves for all above (normal: 1.960).
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-NORMAL_QUANTILE = 1.960
-COSTS = ("tokens", "rollouts", "flops", "seconds")
-FINAL_EVALUATIONS = 3  # whose mean is GRPO's final pass@1, as a target
+COSTS = {"tokens": "tokens", "rollouts": "rollouts", "flops": "FLOPs", "seconds": "seconds"}  # name -> label
+# The figures of lab/awareness.py in the table of gate and cutoff, and what begins those not in that of predictions.
+ACTED = (
+    *("gate: share skipped", "gate: precision", "oracle: at same share: precision", "gate: recall"),
+    *("oracle: at same share: recall", "oracle: at best F1: F1"),
+    *("cutoff: share cut", "cutoff: F1", "cutoff: correct in 100 cut"),
+)
+NOT_PREDICTIONS = ("gate", "oracle", "cutoff", "problems", "pass@1")
+FINAL_EVALUATIONS = 3  # GRPO's final pass@1, the target, is the mean of the last three
 BASELINE, ORACLE = "grpo", "oracle-gate"
-REWARDS = ("length", "difficulty", "notion")
+REWARD = "eval_reward_"  # the columns of metrics.jsonl that hold meta rewards begin with this
+Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
 
 
 @dataclass(frozen=True)
@@ -53,23 +62,23 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """The mean of the values and its 95% interval by Student's t; None of nothing."""
+    """Return the mean of the values and its 95% interval by Student's t; None without values."""
     count = len(values)
     if count < 2:
         return Interval(float(values[0]), None, None, 1) if count else None
-    quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
+    quantile = T_QUANTILES[min(count - 2, len(T_QUANTILES) - 1)]
     mean, half = float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
 
 
 def paired(values: dict[int, float], baseline: dict[int, float]) -> Interval | None:
-    """The difference to the baseline, over the seeds that both have."""
+    """Return the mean difference to the baseline over the seeds that both have."""
     return mean_interval([value - baseline[seed] for seed, value in values.items() if seed in baseline])
 
 
 def cost_to_hold(costs: Sequence[float], values: Sequence[float], target: float) -> float | None:
-    """The cost at which `values`, one for each evaluation, first hold `target` (see above); None if they never do."""
-    target -= 1e-9  # a mean of equal values may come out above them, by rounding
+    """Return the cost at which `values`, one per evaluation, first hold `target`; None if they never do."""
+    target -= 1e-9  # rounding may put the mean of equal values above each of them
     for t, value in enumerate(values):
         if value >= target and np.mean(values[t:]) >= target:
             if t == 0 or values[t - 1] >= target:
@@ -80,10 +89,10 @@ def cost_to_hold(costs: Sequence[float], values: Sequence[float], target: float)
 
 
 def shapley_r2(features: ArrayLike, outcome: ArrayLike) -> list[float] | None:
-    """R² of a linear model, shared out among its features: the mean gain from adding each, over all orders.
+    """Share out the R² of a linear model among its features: each one's mean gain when added, over all orders.
 
-    features: (runs, k), outcome: (runs,). The shares sum to the R² of the model with all k. None with too few runs
-    to fit it (k + 2), or a constant outcome.
+    features: (runs, k), outcome: (runs,). The shares sum to the R² of the model with all k features. Return None with
+    fewer than k + 2 runs, which are needed to fit it, or if the outcome is constant.
     """
     x, y = np.asarray(features, float), np.asarray(outcome, float)
     count = x.shape[1] if x.ndim == 2 else 0
@@ -95,16 +104,11 @@ def shapley_r2(features: ArrayLike, outcome: ArrayLike) -> list[float] | None:
         residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
         return 1 - float(residual @ residual) / float(((y - y.mean()) ** 2).sum())
 
-    shares = []
-    for feature in range(count):
-        others = [other for other in range(count) if other != feature]
-        gains = (
-            (r2([*chosen, feature]) - r2(chosen)) / (count * math.comb(count - 1, size))
-            for size in range(count)
-            for chosen in combinations(others, size)
-        )
-        shares.append(sum(gains))
-    return shares
+    gains = np.zeros(count)
+    for order in permutations(range(count)):
+        for size, feature in enumerate(order):
+            gains[feature] += r2(order[: size + 1]) - r2(order[:size])
+    return list(gains / math.factorial(count))
 
 
 # ------------------------------------------------------------------------------- runs
@@ -120,41 +124,47 @@ class Run:
     options: dict[str, Any]
     rows: list[dict]
 
-    def __post_init__(self) -> None:
-        self.evaluated = [row for row in self.rows if row["eval_pass1"] is not None]
+    @cached_property
+    def evaluated(self) -> list[dict]:
+        """The rows of the steps that evaluated."""
+        return [row for row in self.rows if row.get("eval_pass1") is not None]
 
-    def evaluations(self) -> Iterator[dict]:
-        """The rows of evaluations.jsonl, oldest first; nothing if the run wrote none."""
+    @cached_property
+    def evaluations(self) -> list[dict]:
+        """The rows of evaluations.jsonl, oldest first; empty if the run wrote none."""
         file = self.path / "evaluations.jsonl"
-        yield from map(json.loads, file.read_text().splitlines() if file.exists() else [])
-
-    def costs(self, name: str) -> list[float]:
-        """Cumulative cost at each evaluation; nothing where it is not known.
-
-        Seconds are those of training, without evaluations and the oracle's probes.
-        """
-        if name == "seconds":
-            seconds = {row["step"]: row["training_s"] for row in self.evaluations()}
-            steps = [row["step"] for row in self.evaluated]
-            return [seconds[step] for step in steps] if seconds.keys() >= set(steps) else []
-        if name == "tokens":
-            return [row["tokens_solution"] + row["tokens_meta"] for row in self.evaluated]
-        return [row[name] for row in self.evaluated]
+        return read_rows(file) if file.exists() else []
 
     @property
     def accuracy(self) -> list[float]:
         """Held-out pass@1 at each evaluation."""
         return [row["eval_pass1"] for row in self.evaluated]
 
+    def costs(self, name: str) -> list[float]:
+        """Return the cumulative cost at each evaluation; empty if the run did not record it.
+
+        Seconds are those of training, without evaluations and the oracle's uncounted solutions.
+        """
+        if name == "tokens":
+            return [row["tokens_solution"] + row["tokens_meta"] for row in self.evaluated]
+        seconds = {row["step"]: row["training_s"] for row in self.evaluations}
+        costs: list[Any] = [seconds.get(row["step"]) if name == "seconds" else row.get(name) for row in self.evaluated]
+        return [] if None in costs else costs
+
 
 def read_run(path: Path) -> Run:
-    """Raises ValueError if the folder holds no run. `ablate.py` names folders VARIANT/seed-N; else --algo is taken."""
+    """Read a run folder, named VARIANT/seed-N by ablate.py; otherwise --algo is taken as its variant.
+
+    Raises ValueError if the folder holds no run of this version with an evaluation.
+    """
     try:
-        options = json.loads((path / "config.json").read_text())
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        options = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a run folder with config.json and metrics.jsonl: {error}") from error
+    if isinstance(options.get("gate"), bool):
+        raise ValueError(f"{path}/config.json: found gate = {options['gate']}, expected off, hopeless or both")
     named = path.name == f"seed-{options['seed']}"
+    rows = read_rows(path / "metrics.jsonl")
     run = Run(path, path.parent.name if named else options["algo"], options["seed"], options, rows)
     if not run.evaluated:
         raise ValueError(f"{path}: metrics.jsonl holds no evaluation yet")
@@ -162,227 +172,221 @@ def read_run(path: Path) -> Run:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the folders and below them. Raises ValueError if there are none."""
-    found = sorted({file.parent for folder in folders for file in folder.rglob("metrics.jsonl")})
-    if not found:
+    """Return the runs in the folders and below them. Raises ValueError if there are none."""
+    paths = sorted({file.parent for folder in folders for file in folder.rglob("metrics.jsonl")})
+    if not paths:
         raise ValueError(f"found no metrics.jsonl in {', '.join(map(str, folders))}")
-    return [read_run(path) for path in found]
+    return [read_run(path) for path in paths]
 
 
 def by_variant(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """variant -> seed -> run, GRPO first, then as found. Raises ValueError for two runs of one variant and seed."""
+    """Return variant -> seed -> run, GRPO first. Raises ValueError for two runs of one variant and seed."""
     grouped: dict[str, dict[int, Run]] = {BASELINE: {}} if any(run.variant == BASELINE for run in runs) else {}
     for run in runs:
         other = grouped.setdefault(run.variant, {}).setdefault(run.seed, run)
         if other is not run:
             raise ValueError(
-                f"{other.path} and {run.path} are both {run.variant} with seed {run.seed}: compare them apart"
+                f"{other.path} and {run.path} are both {run.variant} with seed {run.seed}: compare them separately"
             )
     return grouped
 
 
+def reward_names(runs: Sequence[Run]) -> list[str]:
+    """Return the meta rewards that the held-out evaluations of any run hold, by their columns in metrics.jsonl."""
+    columns = dict.fromkeys(name for run in runs for row in run.evaluated for name in row if row[name] is not None)
+    return [name.removeprefix(REWARD) for name in columns if name.startswith(REWARD)]
+
+
+def lacking(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each run without a column that other runs have, such as one begun before it existed."""
+    columns = {run.path: {name for row in run.rows for name in row} for run in runs}
+    every = set().union(*columns.values())
+    return [
+        f"{path}: metrics.jsonl has no {', '.join(sorted(every - own))}; figures that need it leave this run out."
+        for path, own in columns.items()
+        if every - own
+    ]
+
+
+# ------------------------------------------------------------------------------- the comparison
+
+
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """All that is compared: {"variants": {name: figures}, "shapley": ..., "baseline": is GRPO among them?}."""
+    """Return {"variants": {name: figures}, "baseline": whether GRPO is among them, "shapley", "notes"}."""
     variants = by_variant(runs)
     baseline = variants.get(BASELINE, {})
     final = {name: {seed: run.accuracy[-1] for seed, run in seeds.items()} for name, seeds in variants.items()}
-    budget = {
-        seed: min(group[seed].costs("tokens")[-1] for group in variants.values() if seed in group)
-        for seed in {run.seed for run in runs}
+    # Equal tokens: what the cheapest variant of the same seed generated. pass@1 is interpolated between evaluations.
+    budget = {seed: min(run.costs("tokens")[-1] for run in runs if run.seed == seed) for seed in {r.seed for r in runs}}
+    equal = {
+        name: {s: float(np.interp(budget[s], run.costs("tokens"), run.accuracy)) for s, run in seeds.items()}
+        for name, seeds in variants.items()
     }
-    equal = {name: {s: _at_budget(run, budget[s]) for s, run in seeds.items()} for name, seeds in variants.items()}
     result: dict[str, Any] = {"baseline": bool(baseline), "variants": {}}
     for name, seeds in variants.items():
+        last = [run.rows[-1] for run in seeds.values()]
+        tokens = fmean(row["tokens_solution"] + row["tokens_meta"] for row in last)
         result["variants"][name] = {
             "seeds": sorted(seeds),
-            "steps": sorted(run.rows[-1]["step"] for run in seeds.values()),
+            "steps": sorted(row["step"] for row in last),
             "pass1": mean_interval(list(final[name].values())),
             "difference": paired(final[name], final.get(BASELINE, {})),
             "pass1_equal_tokens": mean_interval(list(equal[name].values())),
             "difference_equal_tokens": paired(equal[name], equal.get(BASELINE, {})),
-            "tokens": float(np.mean([run.costs("tokens")[-1] for run in seeds.values()])),
-            "meta_share": _meta_share(seeds),
+            "tokens": tokens,
+            "meta_share": fmean(row["tokens_meta"] for row in last) / max(1, tokens),
             "awareness": last_awareness(list(seeds.values())),
             "cost": {cost: cost_ratio(seeds, baseline, cost) for cost in COSTS} if baseline else {},
         }
     oracle = result["variants"].get(ORACLE, {}).get("cost", {})
     for figures in result["variants"].values():
-        for cost, found in figures["cost"].items():
-            found["of_oracle"] = _share_of_saving(found, oracle.get(cost, {}))
-    with_meta = [
-        run for run in runs if run.options["predictions"] and run.evaluated[-1]["eval_reward_length"] is not None
-    ]
-    features = [[run.evaluated[-1][f"eval_reward_{name}"] for name in REWARDS] for run in with_meta]
-    shares = shapley_r2(features, [run.accuracy[-1] for run in with_meta])
-    result["shapley"] = dict(zip(REWARDS, shares, strict=True)) if shares else None
-    result["shapley_runs"] = len(with_meta)
-    return result
+        for cost, ratio in figures["cost"].items():
+            ratio["share_of_oracle"] = _share_of_saving(ratio["ratio"], oracle.get(cost, {}).get("ratio"))
+    names = reward_names(runs)
+    ends = [run.evaluated[-1] for run in runs if run.options["predictions"]]
+    ends = [row for row in ends if all(row.get(REWARD + name) is not None for name in names)]
+    shares = shapley_r2([[row[REWARD + name] for name in names] for row in ends], [row["eval_pass1"] for row in ends])
+    result["shapley"] = dict(zip(names, shares, strict=True)) if shares else None
+    known = {name: v["awareness"] for name, v in result["variants"].items() if v["awareness"]}
+    notes = lacking(runs) + [f"{name}: {note}" for name, figures in known.items() for note in figures["notes"]]
+    return result | {"shapley_runs": len(ends), "notes": notes}
 
 
 def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The figures of awareness.py of the runs' last evaluations together; None without predictions in them."""
-    problems = [problem for run in runs for row in list(run.evaluations())[-1:] for problem in row["problems"]]
-    if not problems:
-        return None
-    o = OLDER_RUNS | runs[0].options
-    thresholds = {
-        name: o[name] for name in ("gate_std", "gate_margin", "gate_easy", "cutoff_multiplier", "max_new_tokens")
-    }
-    found = awareness(problems, group=o["samples"], **thresholds)
-    return found if "pass_rate" in found else None
-
-
-def _at_budget(run: Run, tokens: float) -> float:
-    """pass@1 when so many tokens were generated, on the line between evaluations."""
-    return float(np.interp(tokens, run.costs("tokens"), run.accuracy))
-
-
-def _meta_share(seeds: dict[int, Run]) -> float:
-    last = [run.rows[-1] for run in seeds.values()]
-    meta = sum(row["tokens_meta"] for row in last)
-    return meta / max(1, meta + sum(row["tokens_solution"] for row in last))
+    """Return the figures of lab/awareness.py over the runs' last evaluations together; None if they predict nothing."""
+    problems = [problem for run in runs for row in run.evaluations[-1:] for problem in row["problems"]]
+    options = runs[0].options
+    settings = {name: options[name] for name in ("gate", "gate_margin", "cutoff") if name in options}
+    figures = awareness(problems, group=options["samples"], **settings) if problems else {}
+    return figures if figures.get("pass_rate") else None
 
 
 def cost_ratio(seeds: dict[int, Run], baseline: dict[int, Run], cost: str) -> dict[str, Any]:
-    """GRPO's cost to hold its final pass@1, over the variant's: the factor by which the variant is cheaper.
+    """Return by which factor the variant is cheaper: GRPO's cost to hold GRPO's final pass@1, over the variant's.
 
-    "held": in how many of "seeds" the variant holds it at all.  "ratio": over these, the geometric mean and its
-    interval.  Where some seeds do not hold it the ratio is only of those that do, hence too kind.
+    "held": in how many of "seeds" the variant holds it at all.  "ratio": the geometric mean over these, with its
+    interval. Seeds that never hold it are not in the ratio, which flatters the variant.
     """
     shared = [seed for seed in seeds if seed in baseline and seeds[seed].costs(cost) and baseline[seed].costs(cost)]
     logs, held = [], 0
     for seed in shared:
         grpo, run = baseline[seed], seeds[seed]
-        target = float(np.mean(grpo.accuracy[-FINAL_EVALUATIONS:]))
+        target = fmean(grpo.accuracy[-FINAL_EVALUATIONS:])
         ours = cost_to_hold(run.costs(cost), run.accuracy, target)
         theirs = cost_to_hold(grpo.costs(cost), grpo.accuracy, target)
         held += ours is not None
-        if ours and theirs:  # 0 where the start already holds it: nothing to compare
+        if ours and theirs:  # 0 if the start already holds it: nothing to compare
             logs.append(math.log(theirs / ours))
-    found = mean_interval(logs)
-    if found is None:
-        ratio = None
-    elif found.low is None or found.high is None:
-        ratio = Interval(math.exp(found.mean), None, None, 1)
-    else:
-        ratio = Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count)
+    ratio = mean_interval(logs)
+    if ratio:
+        low, high = (None if end is None else math.exp(end) for end in (ratio.low, ratio.high))
+        ratio = Interval(math.exp(ratio.mean), low, high, ratio.count)
     return {"held": held, "seeds": len(shared), "ratio": ratio}
 
 
-def _share_of_saving(found: dict, oracle: dict) -> float | None:
-    """Of the cost that the oracle's gate saves, the share that this variant saves; None if the oracle saves nothing."""
-    if not found.get("ratio") or not oracle.get("ratio") or oracle["ratio"].mean <= 1:
-        return None
-    return (1 - 1 / found["ratio"].mean) / (1 - 1 / oracle["ratio"].mean)
+def _share_of_saving(ratio: Interval | None, oracle: Interval | None) -> float | None:
+    """Return the variant's saving as a share of the saving of the oracle's gate; None if that saves nothing."""
+    return (1 - 1 / ratio.mean) / (1 - 1 / oracle.mean) if ratio and oracle and oracle.mean > 1 else None
 
 
-def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, head, rows) of each table, as text."""
-    variants = result["variants"].items()
-    head = "variant, seeds, steps, pass@1, minus GRPO, at equal tokens, minus GRPO, tokens, in predictions".split(", ")
-    accuracy = [
-        [
-            name,
-            str(len(v["seeds"])),
-            _span(v["steps"]),
-            _text(v["pass1"]),
-            _text(v["difference"]) if name != BASELINE else "",
-            _text(v["pass1_equal_tokens"]),
-            _text(v["difference_equal_tokens"]) if name != BASELINE else "",
-            f"{v['tokens'] / 1e6:.3f} M",
-            f"{v['meta_share']:.0%}",
-        ]
-        for name, v in variants
-    ]
-    if not result["baseline"]:
-        head, accuracy = _without(head, "minus GRPO", [head, *accuracy])
-    found = [("Accuracy on held-out problems: mean over seeds [95% interval]", head, accuracy)]
-    if result["baseline"]:
-        rows = [
-            [
-                name,
-                f"{v['cost']['tokens']['held']} of {v['cost']['tokens']['seeds']}",
-                *(_text(v["cost"][cost]["ratio"]) for cost in COSTS),
-                "" if (share := v["cost"]["tokens"]["of_oracle"]) is None else f"{share:.0%}",
-            ]
-            for name, v in variants
-            if name != BASELINE
-        ]
-        head = ["variant", "seeds that hold it", *(f"{cost}, x fewer" for cost in COSTS), "of the oracle's saving"]
-        found.append(("Cost until GRPO's final pass@1 is held: GRPO's over the variant's", head, rows))
-    if result["shapley"]:
-        title = f"Shapley R² of final pass@1 over the meta rewards, {result['shapley_runs']} runs"
-        found.append((title, list(REWARDS), [[f"{share:.3f}" for share in result["shapley"].values()]]))
-    return found + _awareness_tables({name: v["awareness"] for name, v in variants if v["awareness"]})
+# ------------------------------------------------------------------------------- tables
 
 
-def _awareness_tables(known: dict[str, dict]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """How predictions fit what happens, and what gate and cutoff make of them: a row a variant, of all its seeds."""
-    fit, acted = [], []
-    for name, a in known.items():
-        rate, length, gate, cutoff = a["pass_rate"], a["length"], a["gate"], a["cutoff"]
-        bound, best = gate["oracle"]["same_share"], gate["oracle"]["best_f1"]
-        figures = (
-            rate["correlation"],
-            rate["error"],
-            rate["calibration_error"],
-            rate["brier"],
-            rate["brier_of_a_constant"],
-        )
-        more = (length["in_range"], length["correlation"], length["error_tokens"], a["notion_precision"])
-        fit.append([name, *map(_number, figures + more)])
-        gated = (gate["share"], gate["precision"], bound["precision"], gate["recall"], bound["recall"], best["f1"])
-        lost = 100 * cutoff["right_lost"] / cutoff["cut"] if cutoff["cut"] else None
-        acted.append([name, *map(_number, (*gated, cutoff["share"], cutoff["f1"], lost))])
-    if not known:
-        return []
-    head = ["variant", "correlation", "error", "calibration error", "Brier", "Brier of a constant"]
-    head += ["length in range", "length correlation", "length error", "notion precision"]
-    head_acted = ["variant", "gated", "precision", "oracle's", "recall", "oracle's", "oracle's best F1"]
-    head_acted += ["cut", "cutoff F1", "right in 100 cut"]
-    return [
-        ("Predictions at the last evaluation (pass rate, length, notions), all seeds together", head, fit),
-        ("Gate and cutoff there; the oracle knows true pass rates and skips the same share", head_acted, acted),
-    ]
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return the comparison as tables of text, a row for each variant."""
+    accuracy, cost, predictions, acted = [], [], [], []
+    for name, v in result["variants"].items():
+        steps, compared = v["steps"], result["baseline"] and name != BASELINE
+        row = {"variant": name, "seeds": len(v["seeds"])}
+        row["steps"] = str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+        row["pass@1"] = v["pass1"]
+        row |= {"pass@1 minus GRPO's": v["difference"]} if compared else {}
+        row["pass@1 at equal tokens"] = v["pass1_equal_tokens"]
+        row |= {"the same minus GRPO's": v["difference_equal_tokens"]} if compared else {}
+        row |= {"tokens": f"{v['tokens'] / 1e6:.3f} M", "of these in predictions": f"{v['meta_share']:.0%}"}
+        accuracy.append(row)
+        if compared:
+            tokens = v["cost"]["tokens"]
+            row = {"variant": name, "seeds that hold it": f"{tokens['held']} of {tokens['seeds']}"}
+            row |= {f"x fewer {label}": v["cost"][key]["ratio"] for key, label in COSTS.items()}
+            share = tokens["share_of_oracle"]
+            cost.append(row | {"share of the oracle's saving": None if share is None else f"{share:.0%}"})
+        if v["awareness"]:
+            flat = flatten(v["awareness"])
+            others = {label: value for label, value in flat.items() if not label.startswith(NOT_PREDICTIONS)}
+            predictions.append({"variant": name} | others)
+            acted.append({"variant": name} | {label: flat[label] for label in ACTED})
+    titled = {
+        "Accuracy on held-out problems: mean over seeds [95% interval]": accuracy,
+        "Cost until GRPO's final pass@1 is held: GRPO's cost divided by the variant's": cost,
+        f"Share of final pass@1 that each meta reward explains: Shapley R², {result['shapley_runs']} runs": [
+            result["shapley"] or {}
+        ],
+        "Predictions at the last evaluation, all seeds together": predictions,
+        "Gate and cutoff at the last evaluation; the oracle knows true pass rates and skips the same share": acted,
+    }
+    return [_table(title, rows) for title, rows in titled.items() if any(rows)]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Write rows of {column: value} as text; a column that a row lacks stays blank."""
+    head = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    cells = [[row.get(name, "") for name in head] for row in rows]
+    return title, head, [[str(c) if isinstance(c, str | Interval) else show(c) for c in row] for row in cells]
 
 
-def _span(steps: list[int]) -> str:
-    """The steps of runs, least first; two numbers tell that a mean over them mixes unlike runs."""
-    return str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+def column_table(runs: Sequence[Run], columns: Sequence[str], parts: dict[str, slice], each: bool = False) -> Table:
+    """Average columns of metrics.jsonl over the seeds and the given parts of the training steps of each variant.
 
-
-def _without(head: list[str], name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows without the columns of that name."""
-    kept = [[cell for title, cell in zip(head, row, strict=True) if title != name] for row in rows]
-    return kept[0], kept[1:]
-
-
-def _text(interval: Interval | None) -> str:
-    return "-" if interval is None else str(interval)
+    each: a row for each run instead of each variant.  Raises ValueError for a column that no run has.
+    """
+    if unknown := set(columns).difference(*(row for run in runs for row in run.rows)):
+        raise ValueError(f"--columns: found {', '.join(unknown)}, expected columns of metrics.jsonl")
+    groups = {name: list(seeds.values()) for name, seeds in by_variant(runs).items()}
+    rows: list[dict[str, Any]] = []
+    for name, group in {str(run.path): [run] for run in runs}.items() if each else groups.items():
+        rows.append({"variant": name})
+        for column, (label, part) in product(columns, parts.items()):
+            steps = [row for run in group for row in [row for row in run.rows if row["step"]][part]]
+            values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
+            rows[-1][f"{column}, {label}"] = float(fmean(values)) if values else None
+    return _table("Mean over seeds and steps", rows)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables in Markdown, columns aligned."""
-    blocks = []
-    for title, head, rows in tables(result):
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [head, *rows]]
-        lines.insert(1, " | ".join("-" * width for width in widths))
-        blocks.append("\n".join([f"{title}\n", *(f"| {line} |" for line in lines)]))
-    return "\n\n".join(blocks)
+    """Write the comparison in Markdown: the tables, and what could not be compared."""
+    return "\n\n".join([*map(aligned, tables(result)), *result["notes"]])
+
+
+def aligned(table: Table) -> str:
+    """Write a table in Markdown with aligned columns."""
+    title, head, rows = table
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join([f"{title}\n", *(f"| {line} |" for line in lines)])
 
 
 def main() -> None:
-    if not sys.argv[1:]:
-        sys.exit("compare.py: expected folders with runs, such as those of ablate.py")
+    parser = argparse.ArgumentParser(description="Compare the runs of variants over seeds.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
+    parser.add_argument("--columns", help="instead, average these columns of metrics.jsonl, separated by commas")
+    parser.add_argument("--first", type=int, help="with --columns: over the first N training steps")
+    parser.add_argument("--last", type=int, help="with --columns: over the last N steps")
+    parser.add_argument("--step", type=int, help="with --columns: at step N")
+    parser.add_argument("--each", action="store_true", help="with --columns: for each run, not for each variant")
+    o = parser.parse_args()
+    parts = {f"first {o.first} steps": slice(o.first)} if o.first else {}
+    parts |= {f"last {o.last} steps": slice(-o.last, None)} if o.last else {}
+    parts |= {f"step {o.step}": slice(o.step - 1, o.step)} if o.step else {}
     try:
-        print(markdown(compare(find_runs([Path(folder) for folder in sys.argv[1:]]))))
+        runs = find_runs(o.folders)
+        if o.columns:
+            print(aligned(column_table(runs, o.columns.split(","), parts or {"all steps": slice(None)}, o.each)))
+        else:
+            print(markdown(compare(runs)))
     except ValueError as error:
-        sys.exit(f"compare.py: {error}")
+        sys.exit(f"lab.compare: {error}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Meta-awareness against worked examples, scikit-learn and simulation."""
 
+import dataclasses
+import json
 from itertools import combinations
 
 import numpy as np
 import pytest
+from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from lab import awareness as aw
+from masa import MetaPrediction
 
 outcomes = st.lists(  # (predicted, right, drawn) of each problem
     st.integers(1, 12).flatmap(
@@ -21,23 +25,24 @@ outcomes = st.lists(  # (predicted, right, drawn) of each problem
 
 
 @given(outcomes)
-def test_brier_score_and_reliability_curve_equal_those_of_scikit_learn(cases):
-    predicted, right, drawn = map(np.array, zip(*cases, strict=True))
+def test_calibration_equals_that_of_scikit_learn(cases):
+    predicted, correct, drawn = map(np.array, zip(*cases, strict=True))
     each = np.concatenate([[1] * c + [0] * (n - c) for _, c, n in cases])
     claimed = np.repeat(predicted, drawn)
-    assert aw.brier_score(predicted, right, drawn) == pytest.approx(brier_score_loss(each, claimed))
+    assert aw.brier_score(predicted, correct, drawn) == pytest.approx(brier_score_loss(each, claimed))
     actual, mean_claimed = calibration_curve(each, claimed, n_bins=aw.BINS)
-    curve = aw.reliability_curve(predicted, right, drawn)
-    assert [p for p, _, _ in curve] == pytest.approx(list(mean_claimed))
-    assert [a for _, a, _ in curve] == pytest.approx(list(actual))
-    assert sum(n for *_, n in curve) == len(each)
+    assert aw.reliability(predicted, correct, drawn) == pytest.approx(np.array([mean_claimed, actual]).T)
+    weights = np.histogram(claimed, np.linspace(0, 1, aw.BINS + 1) + 1e-12)[0]  # a bin includes its upper end, as there
+    weights[0] += sum(claimed <= 1e-12)
+    error = np.abs(mean_claimed - actual) @ weights[weights > 0] / len(each)
+    assert aw.calibration_error(predicted, correct, drawn) == pytest.approx(error)
 
 
-def test_calibration_error_by_hand():
-    # Bins (.2: 8 solutions, 2 right), (.75: 4 solutions, all right): (8 x .05 + 4 x .25) / 12
-    curve = aw.reliability_curve([0.15, 0.15, 0.75], [1, 1, 4], [4, 4, 4])
-    assert curve == [(pytest.approx(0.15), 0.25, 8), (0.75, 1.0, 4)]
-    assert aw.calibration_error(curve) == pytest.approx((8 * 0.10 + 4 * 0.25) / 12)
+def test_calibration_by_hand():
+    # Bins (0.1 to 0.2: 8 solutions, 2 correct), (0.7 to 0.8: 4 solutions, all correct)
+    counts = np.array([0.15, 0.15, 0.75]), np.array([1, 1, 4]), np.array([4, 4, 4])
+    assert aw.reliability(*counts) == [(pytest.approx(0.15), 0.25), (0.75, 1.0)]
+    assert aw.calibration_error(*counts) == pytest.approx((8 * 0.10 + 4 * 0.25) / 12)
 
 
 def test_a_constant_has_no_correlation():
@@ -79,7 +84,7 @@ def test_no_gate_expects_more_than_the_oracle():
     bounds = {}
     for name, distance in (("true", edge), ("noisy", np.minimum(noisy, 1 - noisy))):
         skip = distance <= 0.02
-        bounds[name] = aw.oracle_gate(right, [16] * len(right), 16, skip.mean())["same_share"]
+        bounds[name] = aw.oracle_gate(right, [16] * len(right), 16, skip.mean())["at_same_share"]
         bounds[name]["found"] = useless[skip].mean()
     assert bounds["true"]["found"] == pytest.approx(bounds["true"]["precision"], abs=0.02)
     assert bounds["noisy"]["found"] < bounds["noisy"]["precision"] - 0.02
@@ -94,12 +99,13 @@ def test_the_distribution_of_rates_is_found_again():
     assert (weights * aw.GRID**16).sum() == pytest.approx(0.95**16 / 3, abs=0.02)
 
 
-def problem(rates: list, correct: list[int], lengths: list[int], length: int = 10, notion: float = 0.5) -> dict:
+def problem(rates: list, correct: list[int], lengths: list[int], length: int = 10, notion: float = 0.5, **more) -> dict:
     predictions = [
-        rate if rate is None else {"pass_rate": rate, "solution_length": length, "notions": []} for rate in rates
+        rate if rate is None else {"pass_rate": rate, "solution_length": length, "notions": []} | more for rate in rates
     ]
     rewards = [{"length": 0.0, "difficulty": 0.0, "notion": notion if rate is not None else 0.0} for rate in rates]
-    return {"predictions": predictions, "rewards": rewards, "correct": correct, "lengths": lengths, "tokens_meta": 22}
+    row = {"predictions": predictions, "rewards": rewards, "correct": correct, "lengths": lengths, "tokens_meta": 22}
+    return row | {"problem": f"{rates} {correct}", "level": len(rates)}
 
 
 PROBLEMS = [
@@ -112,45 +118,79 @@ PROBLEMS = [
 
 
 def test_gate_by_hand():
-    gate = aw.awareness(PROBLEMS, group=4, max_new_tokens=60)["gate"]
-    assert (gate["precision"], gate["recall"], gate["share"]) == (0.5, 0.5, 0.4)
-    assert gate["f1"] == pytest.approx(0.5) and gate["zero_variance_frac"] == 0.4
-    assert gate["tokens_saved"] == 39 + 75 and gate["right_lost"] == 5 and gate["right"] == 9
-    # Without a demand of agreement, margin 0 skips two and margin .5 four of which two are useless.
+    found = aw.awareness(PROBLEMS, group=4, gate="both")
+    gate = found["gate"]
+    assert (gate["precision"], gate["recall"], gate["share_skipped"]) == (0.5, 0.5, 0.4)
+    assert gate["F1"] == pytest.approx(0.5) and gate["zero_variance_share"] == 0.4
+    assert gate["tokens_saved"] == 39 + 75 and gate["tokens_of_predictions"] == 5 * 22
+    assert gate["correct_solutions_lost"] == 5 and gate["correct_solutions"] == 9
+    # Without a demand of agreement, margin 0 skips two and margin 0.5 four of which two are useless.
     assert gate["curves"]["all"] == [
-        {"margin": 0.0, "precision": 0.5, "recall": 0.5, "f1": 0.5},
-        {"margin": 0.5, "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)},
+        {"margin": 0.0, "precision": 0.5, "recall": 0.5, "F1": 0.5},
+        {"margin": 0.5, "precision": 0.5, "recall": 1.0, "F1": pytest.approx(2 / 3)},
     ]
     assert gate["curves"]["agreeing"][-1]["precision"] == pytest.approx(2 / 3)
-    assert gate["best_f1"]["f1"] == pytest.approx(0.8)
+    assert gate["at_best_margin"]["F1"] == pytest.approx(0.8)
+    hopeless = aw.awareness(PROBLEMS, group=4, gate="off")  # judged as it would act: it skips only the second problem
+    assert (hopeless["gate"]["precision"], hopeless["gate"]["share_skipped"]) == (0.0, 0.2)
 
 
 def test_cutoff_by_hand():
-    """Limits 20, 20, 20, 60 and 22: beyond are 30, 25, 21 and 40, all wrong; ten of the others are right or short."""
-    cutoff = aw.awareness(PROBLEMS, group=4, max_new_tokens=60)["cutoff"]
-    assert cutoff["cut"] == 4 and cutoff["right_lost"] == 0 and cutoff["tokens_saved"] == 10 + 5 + 1 + 20
+    """Limits 20, 20, 20, none and 22: beyond are 30, 25, 21 and 40, all wrong; eleven solutions are wrong in all."""
+    cutoff = aw.awareness(PROBLEMS, group=4)["cutoff"]
+    assert cutoff["share_cut"] == 4 / 20 and cutoff["correct_solutions_lost"] == 0
+    assert cutoff["tokens_saved"] == 10 + 5 + 1 + 20 and cutoff["correct_in_100_cut"] == 0
     assert cutoff["precision"] == 1.0 and cutoff["recall"] == pytest.approx(4 / 11)
-    tight = aw.awareness(PROBLEMS, group=4, cutoff_multiplier=1.0, max_new_tokens=60)["cutoff"]
-    assert tight["right_lost"] == 1 + 1 + 1  # 12, 11 and 22 are right, and longer than 10, 10 and 11
+    tight = aw.awareness(PROBLEMS, group=4, cutoff=1.0)["cutoff"]
+    assert tight["correct_solutions_lost"] == 1 + 1 + 1  # 12, 11 and 22 are correct, and longer than 10, 10 and 11
 
 
 def test_the_other_figures_by_hand():
-    result = aw.awareness(PROBLEMS, group=4, max_new_tokens=60)
-    assert result["problems"] == 5 and result["predicted"] == 4
-    rate = result["pass_rate"]  # predicted 1, 0, .5, .5 and actual 1, .25, 0, .5
-    assert rate["error"] == pytest.approx((0 + 0.25 + 0.5 + 0) / 4)
-    assert rate["brier"] == pytest.approx((0 + 1 + 4 * 0.25 + 4 * 0.25) / 16)
-    assert rate["brier_of_a_constant"] == pytest.approx(7 / 16 * 9 / 16)
+    result = aw.awareness(PROBLEMS, group=4)
+    assert result["problems"] == 5 and result["problems_predicted"] == 4 and result["pass@1"] == pytest.approx(9 / 20)
+    rate = result["pass_rate"]  # predicted 1, 0, 0.5, 0.5 and actual 1, 0.25, 0, 0.5
+    assert rate["mean_error"] == pytest.approx((0 + 0.25 + 0.5 + 0) / 4)
+    assert rate["Brier_score"] == pytest.approx((0 + 1 + 4 * 0.25 + 4 * 0.25) / 16)
+    assert rate["Brier_score_of_a_constant"] == pytest.approx(7 / 16 * 9 / 16)
     assert rate["spread"] == pytest.approx(np.std([1, 0, 0.5, 0.5]))
-    # Right lengths 8-12, 11 alone, 6-22: 10 and 10 are in, 10 and 10 out, 11 and 11 in; medians 9.5, 11, 14
-    assert result["length"]["in_range"] == pytest.approx(4 / 6)
-    assert result["length"]["error_tokens"] == pytest.approx((0.5 + 1 + 3) / 3)
-    assert result["notion_precision"] == pytest.approx((2 * 0.5 + 2 * 1.0 + 4 * 0.5) / 8)
+    # Correct lengths 8-12, 11 alone, 6-22: 10 and 10 are in, 10 and 10 out, 11 and 11 in; medians 9.5, 11, 14
+    assert result["length"]["share_within_correct_lengths"] == pytest.approx(4 / 6)
+    assert result["length"]["mean_error_in_tokens"] == pytest.approx((0.5 + 1 + 3) / 3)
+    assert result["rewards"]["notion"] == pytest.approx((2 * 0.5 + 2 * 1.0 + 4 * 0.5) / 8)
 
 
 def test_no_predictions_leave_no_figures():
     result = aw.awareness([problem([], [1, 0], [5, 6]), problem([None], [0, 0], [5, 6])], group=2)
-    assert "pass_rate" not in result and result["notion_precision"] is None
-    assert result["gate"]["share"] == 0 and result["gate"]["precision"] is None
-    assert result["gate"]["best_f1"] is None and result["cutoff"]["cut"] == 0
-    assert result["length"] == {"in_range": None, "correlation": None, "error_tokens": None}
+    assert result["pass_rate"] == {} == result["rewards"]
+    assert result["gate"]["share_skipped"] == 0 and result["gate"]["precision"] is None
+    assert result["gate"]["at_best_margin"] is None and result["cutoff"]["correct_in_100_cut"] is None
+    assert set(result["length"].values()) == {None}
+
+
+def test_a_fourth_prediction_has_figures_and_old_rows_can_still_be_read(monkeypatch):
+    fourth = dataclasses.make_dataclass("Fourth", [("confidence", float | None)], bases=(MetaPrediction,), frozen=True)
+    monkeypatch.setattr(aw, "MetaPrediction", fourth)
+    rows = [problem([0.5], [1, 0, 0, 0], [9] * 4, confidence=0.25), problem([1.0], [1] * 4, [9] * 4, confidence=1.0)]
+    for row, reward in zip(rows, (0.25, 0.75), strict=True):
+        row["rewards"][0]["confidence"] = reward
+    old = problem([0.5], [1, 0, 0, 0], [9] * 4, mood="good")
+    assert aw.read_predictions(rows[0]) == [fourth(0.5, 10, (), 0.25)]
+    assert aw.read_predictions(old) == [fourth(0.5, 10, (), None)]
+    found = aw.awareness([*rows, old], group=4)
+    assert found["rewards"]["confidence"] == 0.5 and "rewards: confidence" in aw.table({"now": found})
+    no_confidence, unknown = found["notes"]
+    assert "1 of 3 predictions have no confidence" in no_confidence and "mood" in unknown
+    assert aw.read_predictions({"predictions": [{"pass_rate": 0.5, "notions": []}]}) == [None]  # no length to act on
+
+
+def test_the_command_shows_a_run_before_and_after_by_level_and_solvable(tmp_path):
+    rows = [{"step": step, "problems": PROBLEMS} for step in (0, 40, 80)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = run_script("lab.awareness", str(tmp_path), "--gate", "both", "--group", "4").stdout
+    assert "step 0\n" in shown and "step 40" not in shown and "step 80\n" in shown
+    assert "gate: precision                                0.500       0.500" in shown
+    assert "step 40" in run_script("lab.awareness", str(tmp_path), "--every").stdout
+    solvable = run_script("lab.awareness", str(tmp_path), "--solvable").stdout  # one of five is never solved
+    assert "problems                                           4           4" in solvable
+    assert "no evaluation of these problems" in run_script("lab.awareness", str(tmp_path), "--levels", "7").stderr
+    assert "nothing" in run_script("lab.awareness", str(tmp_path / "nothing")).stderr

@@ -1,17 +1,16 @@
-"""The report: whole, self-contained, and harmless whatever a model wrote."""
+"""The report is complete, self-contained, and harmless whatever a model wrote."""
 
 import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from conftest import run_script
-from hypothesis import given
-from hypothesis import strategies as st
-from test_compare import write_run
+from test_compare import REWARDS, write_rows, write_run
 
-from lab import charts, compare, report
+from lab import compare, report
 
 HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>&\"' \ud83d\ude00".encode(
     "utf-16", "surrogatepass"
@@ -20,22 +19,13 @@ HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>
 
 def hostile_problem() -> dict:
     predictions = [{"pass_rate": 0.75, "solution_length": 9, "notions": [HOSTILE]}, None]
-    return {
-        "problem": HOSTILE,
-        "answer": HOSTILE,
-        "level": 2,
-        "predictions": predictions,
-        "rewards": [{"length": 0.0, "difficulty": 0.0, "notion": 0.0}] * 2,
-        "tokens_meta": 3,
-        "correct": [1, 0, 0, 0],
-        "lengths": [9, 8, 7, 6],
-        "right_solution": HOSTILE,
-        "wrong_solution": HOSTILE,
-    }
+    problem = {"problem": HOSTILE, "answer": HOSTILE, "level": 2, "predictions": predictions, "tokens_meta": 3}
+    problem |= {"rewards": [dict.fromkeys(REWARDS, 0.0)] * 2, "correct": [1, 0, 0, 0], "lengths": [9, 8, 7, 6]}
+    return problem | {"right_solution": HOSTILE, "wrong_solution": HOSTILE}
 
 
 class Tags(HTMLParser):
-    """Collects tags, and sees to it that they nest."""
+    """Collect tags, and check that they nest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +35,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.seen.append((tag, dict(attributes)))
-        if tag not in ("meta", "line", "circle", "polyline", "polygon"):
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -71,7 +61,7 @@ def hostile_page(tmp_path) -> str:
     for variant, seed in (("grpo", 0), ("grpo", 1), ("masa<b>", 0)):
         path = write_run(tmp_path, variant, seed, [0, 1000, 2_000_000], [0.2, 0.4, 0.6], meta=4)
         row = {"step": 2, "training_s": 1.0, "problems": [hostile_problem()] * 2}
-        (path / "evaluations.jsonl").write_text(json.dumps(row | {"step": 0}) + "\n" + json.dumps(row) + "\n")
+        write_rows(path / "evaluations.jsonl", [row | {"step": 0}, row])
     file = tmp_path / "report.html"
     report.write(compare.find_runs([tmp_path]), file)
     return file.read_text(encoding="utf-8")
@@ -86,26 +76,28 @@ def test_what_a_model_wrote_is_shown_and_never_run(hostile_page):
 
 
 def test_nothing_is_fetched(hostile_page):
-    assert not re.search(
-        r"""(?:src|href|action)\s*=|url\(|@import|https?://""", re.sub(r"&[a-z#0-9]+;|src=x", "", hostile_page)
-    )
+    page = re.sub(r"&[a-z#0-9]+;|src=x", "", hostile_page)
+    page = re.sub(r'xmlns(:xlink)?="http://www\.w3\.org/[^"]*"|xlink:href="#|url\(#', "", page)  # within the page
+    assert not re.search(r"""(?:src|href|action)\s*=|url\(|@import|https?://""", page)
 
 
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
     for part in ("MASA: 3 runs", "Accuracy against steps", "Accuracy against generated tokens", "before training"):
         assert part in text
-    for part in ("reliability", "Where the tokens went", "Transcripts", "off by 0.50", "1 of 4 right", "did not parse"):
+    for part in ("Reward of predictions: notion", "reliability", "The gate, and", "Where the tokens went"):
+        assert part in text
+    for part in ("Transcripts", "off by 0.50", "1 of 4 correct", "did not parse"):
         assert part in text
 
 
 def test_the_worst_mispredictions_come_first(tmp_path):
     path = write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
-    rights = [4, 1, 3, 0, 2, 3, 3, 3, 3, 3, 3]  # of 4, all predicted .75
+    rights = [4, 1, 3, 0, 2, 3, 3, 3, 3, 3, 3]  # of 4, all predicted 0.75
     problems = [
         hostile_problem() | {"problem": f"p{i}", "correct": [1] * n + [0] * (4 - n)} for i, n in enumerate(rights)
     ]
-    (path / "evaluations.jsonl").write_text(json.dumps({"step": 1, "training_s": 1.0, "problems": problems}))
+    write_rows(path / "evaluations.jsonl", [{"step": 1, "training_s": 1.0, "problems": problems}])
     text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
     assert re.findall(r"off by ([\d.]+)", text) == ["0.75", "0.50", "0.25", "0.25", "0.00", "0.00", "0.00", "0.00"]
     assert text.index("p3") < text.index("p1") < text.index("p0") < text.index("p4")
@@ -115,8 +107,8 @@ def test_a_run_without_predictions_or_evaluations_has_a_report(tmp_path):
     path = write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        row |= {f"eval_reward_{name}": None for name in compare.REWARDS}
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        row |= {f"eval_reward_{name}": None for name in REWARDS}
+    write_rows(path / "metrics.jsonl", rows)
     (path / "evaluations.jsonl").unlink()
     text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
     assert "Accuracy against steps" in text and "Transcripts" not in text and "Reward of predictions" not in text
@@ -126,11 +118,15 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
     write_run(tmp_path, "grpo", 0, [0, 100, 200], [0.2, 0.4, 0.8])
     write_run(tmp_path, "grpo", 1, [0, 200, 400], [0.2, 0.6, 0.6])
     runs = compare.find_runs([tmp_path])
-    line = report.over_seeds("grpo", "#000", False, runs, "eval_pass1", "steps")
-    assert line.x == [0, 1, 2] and line.y == pytest.approx([0.2, 0.5, 0.7])
-    assert line.low == pytest.approx([0.2, 0.4, 0.6]) and line.high == pytest.approx([0.2, 0.6, 0.8])
-    line = report.over_seeds("grpo", "#000", False, runs, "eval_pass1", "tokens")
-    assert line.x == [0, 100, 200] and line.y == pytest.approx([0.2, 0.4, 0.7])  # (.8 + .6) / 2 at 200 tokens
+    x, y = report.over_seeds(runs, "eval_pass1", "steps")
+    assert list(x) == [0, 1, 2] and y.tolist() == [[0.2, 0.4, 0.8], [0.2, 0.6, 0.6]]
+    x, y = report.over_seeds(runs, "eval_pass1", "tokens")  # as far as the seed that spent less
+    assert list(x) == [0, 100, 200] and y == pytest.approx(np.array([[0.2, 0.4, 0.8], [0.2, 0.4, 0.6]]))
+    _, [ax] = report.panels(1, "", "")
+    report.draw_curves(ax, {"grpo": runs}, "eval_pass1", "steps")
+    [line], [band] = ax.lines, ax.collections
+    assert line.get_ydata() == pytest.approx([0.2, 0.5, 0.7])
+    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(1, 0.4), (1, 0.6), (2, 0.6), (2, 0.8)}
 
 
 def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
@@ -139,21 +135,9 @@ def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
     assert set(found) == {"learning.svg", *(f"awareness-{run.variant}.svg" for run in compare.find_runs([tmp_path]))}
     for svg in found.values():
         assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-        assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in re.sub(r"http://www.w3.org/(2000/svg|1999/xlink)", "", svg)
 
 
 def test_the_command_names_what_is_wrong(tmp_path):
     finished = run_script("lab.report", str(tmp_path / "nothing"))
     assert finished.status == 1 and "nothing" in finished.stderr and "Traceback" not in finished.stderr
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_few_round_and_within(low, span):
-    found = charts.ticks(low, low + span)
-    assert 1 <= len(found) <= 7
-    assert all(low - 1e-6 * span <= value <= low + span + 1e-6 * span for value in found)
-
-
-def test_numbers_are_short():
-    assert [charts.short(x) for x in (0, 0.25, 1500, 2e6, 3.5e9)] == ["0", "0.25", "1.5k", "2M", "3.5G"]
-    assert charts.ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]

@@ -1,10 +1,15 @@
-"""Majority votes and the sharing out of their samples, by hand and by property."""
+"""Majority votes, and how solutions are shared out for them, by hand and by property."""
+
+import json
 
 import pytest
+from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import spend
+from problems.kinds import answer_groups, majority
+from problems.verify import extract_answer
 
 
 def problem(rate: float | None, correct: list[int], votes: list[int], lengths: list[int], length: int = 10) -> dict:
@@ -13,10 +18,13 @@ def problem(rate: float | None, correct: list[int], votes: list[int], lengths: l
 
 
 def test_equal_answers_share_a_group_and_kinds_are_honoured():
+    def groups(*responses: str, kind: str = "free") -> list[int]:
+        return answer_groups([extract_answer(response) for response in responses], kind)
+
     boxed = [f"\\boxed{{{answer}}}" for answer in ("1/2", "0.5", "2", "\\frac12")]
-    assert spend.answer_groups([*boxed, "nothing"]) == [0, 0, 1, 0, -1]
-    assert spend.answer_groups([r"\boxed{uncertain}", r"\boxed{unknown}"], "truth") == [0, 0]
-    assert spend.answer_groups([r"\boxed{(B) Bern}", r"\boxed{B}", r"\boxed{A}"], "choice") == [0, 0, 1]
+    assert groups(*boxed, "nothing") == [0, 0, 1, 0, -1]
+    assert groups(r"\boxed{uncertain}", r"\boxed{unknown}", kind="truth") == [0, 0]
+    assert groups(r"\boxed{(B) Bern}", r"\boxed{B}", r"\boxed{A}", kind="choice") == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +39,7 @@ def test_equal_answers_share_a_group_and_kinds_are_honoured():
     ],
 )
 def test_the_majority_by_hand(votes, correct, right):
-    assert spend.majority(votes, correct) is right
+    assert majority(votes, correct) is right
 
 
 def test_a_vote_of_one_is_pass_at_1_and_of_all_is_exact():
@@ -61,9 +69,26 @@ def test_plans_spend_what_they_may(rates, k):
 def test_curves_by_hand():
     easy = problem(1.0, [1, 1], [0, 0], [10, 10])
     hopeless = problem(0.0, [0, 0], [0, 1], [30, 30])
-    curves = spend.curves([easy, hopeless], multiplier=2.0, max_new_tokens=96)
+    curves = spend.curves([easy, hopeless])
     points = {name: [(p["samples"], p["tokens"], p["accuracy"]) for p in curve] for name, curve in curves.items()}
-    assert points["the same for all"] == [(1, 20, 0.5), (2, 40, 0.5)]
+    assert points["same for all"] == [(1, 20, 0.5), (2, 40, 0.5)]
     assert points["limit"] == [(1, 18, 0.5), (2, 33, 0.5)]  # 3 for the prediction, the hopeless cut at 20
-    assert points["hopeless: none"] == [(1, 8, 0.5), (2, 13, 0.5)]
-    assert set(spend.curves([problem(None, [1], [0], [5]) | {"predictions": []}], 2.0, 96)) == {"the same for all"}
+    assert points["hopeless none"] == [(1, 8, 0.5), (2, 13, 0.5)]
+    assert set(spend.curves([problem(None, [1], [0], [5]) | {"predictions": []}])) == {"same for all"}
+
+
+def test_solutions_are_shared_out_by_largest_remainder():
+    """p(1-p) is 0.25, 0.1875 and 0: of 12 solutions 6.86, 5.14 and 0, but at least one each."""
+    problems = [problem(rate, [1] * 8, [0] * 8, [5] * 8) for rate in (0.5, 0.25, 0.0)]
+    assert spend.shared_out(problems, 4) == [6, 5, 1] and spend.shared_out(problems, 8) == [8, 8, 8]
+
+
+def test_the_command_reads_what_evaluation_writes(tmp_path):
+    file = tmp_path / "evaluations.jsonl"
+    row = {"model": "tiny", "data": "words", "problems": [problem(1.0, [1, 1], [0, 0], [10, 10])]}
+    file.write_text(json.dumps(row) + "\n")
+    shown = run_script("lab.spend", str(file)).stdout
+    assert "tiny on words" in shown and "1.000 for 13" in shown
+    del row["problems"][0]["votes"]
+    file.write_text(json.dumps(row) + "\n")
+    assert "without votes" in run_script("lab.spend", str(file)).stderr
