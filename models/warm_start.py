@@ -1,22 +1,22 @@
-"""A warm start for a weak real model: it imitates its own right solutions before RL begins.
+"""Warm-start a weak real model: let it imitate its own correct solutions before RL begins.
 
-    python warm_start.py --model DIRECTORY --levels 1,2 --out warm/
+    python -m models.warm_start --model DIRECTORY --levels 1,2 --out warm/
     python train.py --model warm/ --levels 1,2 --max-new-tokens 64
 
-A model that is never right teaches GRPO nothing: all its groups are all wrong. With worked examples in sight it is
-right now and then. So draw solutions after examples, keep the right ones, and train the model to give them without
-(rejection sampling: STaR, arXiv 2203.14465). No teacher is needed, and no solution is learned that it did not write.
-Beside them it imitates well-formed predictions that know nothing, as the embedded policy did (`tiny.py`): the form is
-given, meta-awareness is for RL to find.
+A model that is never right teaches GRPO nothing, because in every group all rollouts are equally wrong. With worked
+examples in its prompt, the same model is right now and then. So this script draws solutions after examples, keeps the
+correct ones, and trains the model to write them without examples (rejection sampling, as in STaR, arXiv 2203.14465).
+No teacher is needed, and the model learns no solution that it did not write itself.
 
-Left out: rounds of it, other examples than those below (they suit `words`), several processes.
+It also imitates well-formed predictions with random content, as the embedded policy did (models/tiny.py): they give
+the form, and meta-awareness is left for RL to find. Left out: several rounds or processes, and examples for other data.
 """
 
 import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,139 +24,112 @@ from tqdm import tqdm
 
 import grpo
 import masa
-from models.policy import Policy, load
+from models.loading import load
+from models.policy import Policy
 from models.tiny import WARM_START_SEED, meta_demonstration
-from options import Options
-from problems import tasks
+from problems.source import GENERATORS, DataOptions, Source, load_problems
 from rewards import solution_reward
-from rollout import sample
+from rollout import SamplingOptions
 
-EXAMPLES = [
-    ("Tom buys 4 pens for $3 each. How many dollars does Tom pay?", "Multiply: 4 * 3 = 12.", 12),
-    (
-        "The boat of Eva is 4 years old. That of Max is 5 years older. How old is the boat of Max?",
-        "Add: 4 + 5 = 9.",
-        9,
-    ),
-    (
-        "Tom has 6 shells and Mia has 3 more than Tom. How many shells do they have together?",
-        "Mia: add: 6 + 3 = 9. Together: add: 6 + 9 = 15.",
-        15,
-    ),
-    (
-        "Lea has $30 and spends $4 on lunch. Then Lea spends $2 on a book. How many dollars does Lea have now?",
-        "Subtract: 30 - 4 = 26. Subtract: 26 - 2 = 24.",
-        24,
-    ),
-    (
-        "Max has 20 coins, and 1/5 of them are red. Lea takes away 2 of the red coins. "
-        "How many red coins does Max have now?",
-        "Divide: 20 / 5 = 4. Subtract: 4 - 2 = 2.",
-        2,
-    ),
-    (
-        "A lamp shines for 2 hours and 5 minutes. How many minutes does it shine in all?",
-        "Multiply: 2 * 60 = 120. Add: 120 + 5 = 125.",
-        125,
-    ),
-]
-SHOWN = [(text, f"{work} The final answer is \\boxed{{{answer}}}.") for text, work, answer in EXAMPLES]
+# Each example is a problem and, on the line below, its solution. Their people appear in no generated problem.
+EXAMPLES = r"""
+Tom buys 4 pens for $3 each. How many dollars does Tom pay?
+Multiply: 4 * 3 = 12. The final answer is \boxed{12}.
+
+The boat of Eva is 4 years old. That of Max is 5 years older. How old is the boat of Max?
+Add: 4 + 5 = 9. The final answer is \boxed{9}.
+
+Tom has 6 shells and Mia has 3 more than Tom. How many shells do they have together?
+Mia: add: 6 + 3 = 9. Together: add: 6 + 9 = 15. The final answer is \boxed{15}.
+
+Lea has $30 and spends $4 on lunch. Then Lea spends $2 on a book. How many dollars does Lea have now?
+Subtract: 30 - 4 = 26. Subtract: 26 - 2 = 24. The final answer is \boxed{24}.
+
+Max has 20 coins, and 1/5 of them are red. Lea takes away 2 of the red coins. How many red coins does Max have now?
+Divide: 20 / 5 = 4. Subtract: 4 - 2 = 2. The final answer is \boxed{2}.
+
+A lamp shines for 2 hours and 5 minutes. How many minutes does it shine in all?
+Multiply: 2 * 60 = 120. Add: 120 + 5 = 125. The final answer is \boxed{125}.
+"""
+SHOWN = [(problem, solution) for problem, solution in (e.split("\n") for e in EXAMPLES.strip().split("\n\n"))]
 NOTIONS = ("add", "subtract", "multiply", "divide", "together", "each", "hours", "dollars")
-AT_ONCE = 32  # problems drawn for at once
+# Solutions drawn for each problem, problems in one batch of the sampler, and problems after which fewer must do.
+SAMPLES, TEMPERATURE, AT_ONCE, GIVE_UP = 4, 0.6, 32, 2000
+BATCH = 16  # solutions in a step of imitation; half as many predictions are added
 
 
-def right_solutions(policy: Policy, source: tasks.Source, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """(problem, right solution drawn after the examples) pairs, at most two for a problem, of `give_up` problems."""
-    generator = torch.Generator().manual_seed(options.seed)
-    for start in count(step=AT_ONCE):
+def correct_solutions(policy: Policy, source: Source, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield (problem, correct solution drawn after the examples) pairs, at most two for each of GIVE_UP problems."""
+    sampling, generator = SamplingOptions(temperature=TEMPERATURE), torch.Generator().manual_seed(options.seed)
+    for start in range(0, GIVE_UP, AT_ONCE):
         problems = source.train(WARM_START_SEED, start, AT_ONCE)
-        groups = sample(
-            policy.sampling_model(),
-            [policy.encode(problem.text, SHOWN) for problem in problems],
-            n=options.samples,
-            max_new_tokens=options.max_new_tokens,
-            eos_ids=policy.eos_ids,
-            temperature=options.temperature,
-            generator=generator,
-        )
+        prompts = [policy.encode(problem.text, SHOWN) for problem in problems]
+        groups = policy.sample(prompts, SAMPLES, options.max_new_tokens, sampling, generator)
         for problem, rollouts in zip(problems, groups, strict=True):
             texts = {policy.decode(r.response_ids) for r in rollouts if r.finish_reason == "stop"}
-            right = sorted(t for t in texts if solution_reward(t, problem.answer, problem.kind) == 1.0)
-            yield from ((problem.text, text) for text in right[:2])
-        if start + AT_ONCE >= options.give_up:
-            return
+            correct = sorted(t for t in texts if solution_reward(t, problem.answer, problem.kind) == 1.0)
+            yield from ((problem.text, text) for text in correct[:2])
 
 
 def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
-    """Train on solutions without the examples, and on a blind prediction for every other one.
+    """Train on the solutions, now without the examples, and on half as many random predictions.
 
-    Returns how many steps were lost to gradients that were not finite.
+    Return the number of steps that were skipped because their gradient was not finite.
     """
-    lost = 0
+    skipped = 0
     rng, limit = random.Random(options.seed), options.max_new_tokens
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=options.lr, weight_decay=0.0)
-    settings = grpo.UpdateSettings(token_budget=options.token_budget)
+    settings = grpo.UpdateOptions(token_budget=options.token_budget)
     for _ in (bar := tqdm(range(options.steps), desc="imitating", unit="step")):
-        texts = [(masa.solution_prompt(problem), text) for problem, text in rng.choices(pairs, k=options.batch)]
-        texts += [
-            (masa.meta_prompt(problem, limit), meta_demonstration(rng, NOTIONS, limit))
-            for problem, _ in rng.choices(pairs, k=options.batch // 2)
-        ]
+        texts = [(masa.solution_prompt(problem), text) for problem, text in rng.choices(pairs, k=BATCH)]
+        asked = rng.choices(pairs, k=BATCH // 2)
+        texts += [(masa.meta_prompt(problem, limit), meta_demonstration(rng, NOTIONS, limit)) for problem, _ in asked]
+        samples = [grpo.Sample(policy.encode(message), policy.encode_response(answer)) for message, answer in texts]
         with policy.autocast():
-            loss, stepped, _ = grpo.clone(
-                policy.model,
-                optimizer,
-                [grpo.Sequence(policy.encode(message), policy.encode_response(answer)) for message, answer in texts],
-                settings,
-            )
-        lost += not stepped
-        bar.set_postfix(loss=f"{loss:.3f}")
-    return lost
+            figures = grpo.imitate(policy.model, optimizer, samples, settings, over_batches=policy.over_batches)
+        skipped += figures["skipped_updates"]
+        bar.set_postfix(loss=f"{figures['expert_loss']:.3f}")
+    return skipped
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Warm-start a weak model: it imitates its own right solutions, drawn after worked examples.",
+        description="Warm-start a weak model on its own solutions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    no_default = argparse.SUPPRESS
-    parser.add_argument("--model", required=True, default=no_default, help="a model directory or a hub id")
-    parser.add_argument("--out", type=Path, required=True, default=no_default, help="folder of the warm-started model")
-    parser.add_argument("--data", default="words", help=f"{', '.join(tasks.GENERATORS)}, a file or a hub id")
-    parser.add_argument("--levels", default="1,2", help="keep only problems of these levels; empty for all")
-    parser.add_argument("--solutions", type=int, default=256, help="right solutions to collect")
-    parser.add_argument("--give-up", type=int, default=2000, help="problems after which fewer must do")
-    parser.add_argument("--samples", type=int, default=4, help="draws for each problem")
-    parser.add_argument("--temperature", type=float, default=0.6, help="of these draws")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest solution, in tokens")
-    parser.add_argument("--steps", type=int, default=48, help="steps of imitation")
-    parser.add_argument("--batch", type=int, default=16, help="solutions in a step, and half as many predictions")
-    parser.add_argument("--token-budget", type=int, default=1024, help="padded tokens in a micro-batch: more on a GPU")
-    parser.add_argument("--lr", type=float, default=5e-5, help="learning rate of imitation (AdamW)")
-    parser.add_argument("--seed", type=int, default=0, help="of draws and of the order of imitation")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    add = parser.add_argument
+    add("--model", required=True, default=argparse.SUPPRESS, help="model directory or hub id")
+    add("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder for the warm-started model")
+    add("--data", default="words", help=f"{', '.join(GENERATORS)}, a file or a hub id")
+    add("--levels", default="1,2", help="keep only problems of these levels; empty for all")
+    add("--solutions", type=int, default=256, help="correct solutions to collect")
+    add("--max-new-tokens", type=int, default=64, help="longest solution, in tokens")
+    add("--steps", type=int, default=48, help="optimizer steps")
+    add("--token-budget", type=int, default=1024, help="padded tokens in a micro-batch; raise it on a GPU")
+    add("--lr", type=float, default=5e-5, help="learning rate (AdamW)")
+    add("--seed", type=int, default=0, help="seed of sampling and of the order of imitation")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     options = parser.parse_args()
-    least = {"solutions": 1, "give_up": 1, "samples": 1, "max_new_tokens": 5, "steps": 1, "batch": 1, "token_budget": 1}
-    for name, bound in least.items():
-        if getattr(options, name) < bound:
-            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least {bound}")
+    for name, least in {"solutions": 1, "max_new_tokens": 5, "steps": 1, "token_budget": 1}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least {least}")
     try:
-        source = tasks.load_problems(options.data, levels=Options(levels=options.levels).chosen_levels)
+        source = load_problems(options.data, DataOptions(levels=options.levels).chosen_levels)
         policy = load(options.model, options.device)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # of levels, problems, policy or folder: each message says what is wrong
+    except (ValueError, OSError) as error:  # bad levels, problems, model or folder: each message says which
         sys.exit(f"warm_start.py: {error}")
-    drawn = islice(right_solutions(policy, source, options), options.solutions)
-    pairs = list(tqdm(drawn, desc="right solutions", total=options.solutions, unit="solution"))
+    drawn = islice(correct_solutions(policy, source, options), options.solutions)
+    pairs = list(tqdm(drawn, desc="correct solutions", total=options.solutions, unit="solution"))
     if not pairs:
-        sys.exit(f"warm_start.py: not one right solution to {options.give_up} problems; try easier --levels")
-    lost = imitate(policy, pairs, options)
-    if lost == options.steps:
+        sys.exit(f"warm_start.py: found no correct solution to {GIVE_UP} problems; try easier --levels")
+    skipped = imitate(policy, pairs, options)
+    if skipped == options.steps:
         sys.exit("warm_start.py: no step had a finite gradient, so nothing was learned; try a lower --lr")
     policy.save(options.out)
-    print(f"{len(pairs)} right solutions imitated; written to {options.out}. The last of them:\n  {pairs[-1][1]}")
-    if lost:
-        print(f"{lost} of {options.steps} steps lost to gradients that were not finite")
+    print(f"Imitated {len(pairs)} correct solutions; wrote {options.out}. The last solution:\n  {pairs[-1][1]}")
+    if skipped:
+        print(f"{skipped} of {options.steps} steps were skipped because their gradient was not finite.")
 
 
 if __name__ == "__main__":
