@@ -31,27 +31,9 @@ from problems.source import GENERATORS, DataOptions, Source, load_problems
 from rewards import solution_reward
 from rollout import SamplingOptions
 
-# Each example is a problem and, on the line below, its solution. Their people appear in no generated problem.
-EXAMPLES = r"""
-Tom buys 4 pens for $3 each. How many dollars does Tom pay?
-Multiply: 4 * 3 = 12. The final answer is \boxed{12}.
-
-The boat of Eva is 4 years old. That of Max is 5 years older. How old is the boat of Max?
-Add: 4 + 5 = 9. The final answer is \boxed{9}.
-
-Tom has 6 shells and Mia has 3 more than Tom. How many shells do they have together?
-Mia: add: 6 + 3 = 9. Together: add: 6 + 9 = 15. The final answer is \boxed{15}.
-
-Lea has $30 and spends $4 on lunch. Then Lea spends $2 on a book. How many dollars does Lea have now?
-Subtract: 30 - 4 = 26. Subtract: 26 - 2 = 24. The final answer is \boxed{24}.
-
-Max has 20 coins, and 1/5 of them are red. Lea takes away 2 of the red coins. How many red coins does Max have now?
-Divide: 20 / 5 = 4. Subtract: 4 - 2 = 2. The final answer is \boxed{2}.
-
-A lamp shines for 2 hours and 5 minutes. How many minutes does it shine in all?
-Multiply: 2 * 60 = 120. Add: 120 + 5 = 125. The final answer is \boxed{125}.
-"""
-SHOWN = [(problem, solution) for problem, solution in (e.split("\n") for e in EXAMPLES.strip().split("\n\n"))]
+# Worked examples: a problem and, on the line below, its solution. Their people appear in no generated problem.
+EXAMPLES = (Path(__file__).parent / "warm_start.txt").read_text(encoding="utf-8").strip().split("\n\n")
+SHOWN = [(problem, solution) for problem, solution in (example.split("\n") for example in EXAMPLES)]
 NOTIONS = ("add", "subtract", "multiply", "divide", "together", "each", "hours", "dollars")
 # Solutions drawn for each problem, problems in one batch of the sampler, and problems after which fewer must do.
 SAMPLES, TEMPERATURE, AT_ONCE, GIVE_UP = 4, 0.6, 32, 2000

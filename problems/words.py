@@ -4,6 +4,7 @@ import operator
 import random
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 from problems.source import Problem
 
@@ -20,51 +21,11 @@ RULES: dict[str, Callable[[Fraction, int], Fraction]] = {  # how the number n of
     "hours": lambda t, n: 60 * t + n,
     "change": lambda t, n: 10 * t - n,
 }
-# One block is one family of stories. A line holds: rule | sentence | question, if the previous question no longer fits.
-# The first sentence is always told and starts from a number {m}; a level adds some of the others, in this order. {mn}
-# is m*n, {tens} is 10*m. {who} and {other} are the first two people, {next} is a new one, {last} the one before.
-STORIES = """
-* | {who} buys {m} {things} for ${n} each. | How many dollars does {who} pay?
-+ | {who} also takes a bag for ${n}.
-- | A coupon takes ${n} off the bill.
-off | Finally the shop takes {n}% off the whole bill.
-
-change | {who} has ${tens} and spends ${n} on lunch. | How many dollars does {who} have left?
-+ | Then {other} pays {who} a debt of ${n}. | How many dollars does {who} have now?
-- | Then {who} spends ${n} on a book. | How many dollars does {who} have now?
-/ | {who} shares this money equally among {n} children. | How many dollars does each child get?
-
-* | {who} cycles for {m} hours at {n} km per hour. | How many km does {who} travel in all?
-+ | Then {who} walks {n} km.
-* | {who} makes this same trip {n} times.
-/ | {other} drives the same total distance at {n} km per hour. | How many hours does {other} drive?
-
-+ | The house of {who} is {m} years old. That of {next} is {n} years older. | How old is the house of {next}?
-twice | The house of {next} is twice as old as that of {last}. | How old is the house of {next}?
-- | The house of {next} is {n} years younger than that of {last}. | How old is the house of {next}?
-+ | {n} years go by. | How old is the house of {last} then?
-
-both | {who} has {m} {things} and {other} has {n} more than {who}. | How many {things} do they have together?
-- | They give away {n} of their {things}. | How many {things} do they have together now?
-+ | Then they find {n} more {things}. | How many {things} do they have together now?
-rest | They put all of them into bags of {n}, as many full bags as possible. | How many {things} are left over?
-
-given | {who} has {mn} {things}, and 1/{n} of them are red. | How many red {things} does {who} have?
-+ | Then {who} gets {n} more red {things}. | How many red {things} does {who} have now?
-- | {other} takes away {n} of the red {things}. | How many red {things} does {who} have now?
-/ | {who} puts 1/{n} of the red {things} into a jar. | How many {things} are in the jar?
-
-* | {m} painters need {n} days to paint a hall. | How many days would one painter need for all this?
-+ | A second hall is as much work as one painter does in {n} days.
-- | But {n} painters have already worked for one day. | How many days would one painter need for the rest?
-/ | Now {n} painters do this work together, all equally fast. | How many days do they need?
-
-hours | A machine runs for {m} hours and {n} minutes. | How many minutes does it run in all?
-+ | Then it runs for {n} minutes more.
-* | It does all this {n} times.
-- | For {n} of these minutes it only warms up. | For how many minutes does it really work?
-"""
-FAMILIES = [[(line.split(" | ") + [""])[:3] for line in block.split("\n")] for block in STORIES.strip().split("\n\n")]
+# A block of words.txt is one family of stories. A line holds: rule | sentence | question, if the previous one no longer
+# fits. The first sentence is always told and starts from a number {m}; a level adds some of the others, in this order.
+# {mn} is m*n, {tens} is 10*m. {who} and {other} are the first two people, {next} is a new one, {last} the one before.
+BLOCKS = (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").strip().split("\n\n")
+FAMILIES = [[(line.split(" | ") + [""])[:3] for line in block.split("\n")] for block in BLOCKS]
 LEVELS = {1: (0, 5), 2: (1, 9), 3: (2, 12), 4: (2, 30), 5: (3, 80)}  # sentences added to the first, largest number
 NAMES = "Anna Ben Clara David Emma Farid Grace Hugo Ines Jonas Kira Leo Maya Noah Olga".split()
 THINGS = "apples beads books buttons cards marbles pencils shells stamps stickers".split()
