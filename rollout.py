@@ -95,15 +95,16 @@ def sample(
     was_training = model.training
     model.eval()
     drawn: list[list[tuple]] = []
-    for i in range(0, len(prompts), at_once):
-        some, numbers = slice(i, i + at_once), uniforms[i * n : (i + at_once) * n]
-        drawn += _sample_batch(model, prompts[some], limits[some], n, eos_ids, temperature, top_p, numbers)
-    model.train(was_training)
+    try:
+        for i in range(0, len(prompts), at_once):
+            some, numbers = slice(i, i + at_once), uniforms[i * n : (i + at_once) * n]
+            drawn += _sample_batch(model, prompts[some], limits[some], n, eos_ids, temperature, top_p, numbers)
+    finally:
+        model.train(was_training)
     rollouts = []
     for prompt, limit, group in zip(prompts, limits, drawn, strict=True):
         capped = "cutoff" if limit < max_new_tokens else "length"
-        ends = ["stop" if ids[-1] in eos_ids else capped for ids, _ in group]
-        rollouts.append([Rollout(list(prompt), *response, end) for response, end in zip(group, ends, strict=True)])
+        rollouts.append([Rollout(list(prompt), t, lps, "stop" if t[-1] in eos_ids else capped) for t, lps in group])
     return rollouts
 
 
@@ -297,7 +298,7 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=32, num_hidden_layers=2))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
     print("A random model of 12 tokens; 0 and 1 end a response; prompts [5, 6, 7] and [8]; limits 4 and 9 of 9.")
     generator = torch.Generator().manual_seed(0)
     groups = sample(model, [[5, 6, 7], [8]], n=3, max_new_tokens=9, eos_ids={0, 1}, limits=[4, 9], generator=generator)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 import eval as evaluation
 import grpo
 import masa
-from engine import parallel
+from engine import memory, parallel
 from engine.command_line import OptionError, Parts, add_flags
 from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
@@ -338,6 +338,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     o = options
     folder = RunFolder(path, o.flat(), o.run.resume, o.run.keep)
     trainer = make_trainer(o, str(folder.checkpoint or ""), kind)
+    memory.announce(trainer.policy, o.flat())
     last = folder.restore(trainer)
     bar = tqdm(total=o.run.steps, initial=max(last, 0), unit="step", disable=trainer.policy.rank > 0)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")

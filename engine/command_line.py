@@ -112,7 +112,7 @@ class Parts:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Make all parts from values by option name, where real models have their own defaults.  Raises OptionError."""
-        values = defaults_for(values.get("model", "tiny"), cls.parts().values()) | values
+        values = defaults_for(values.get("model", "tiny"), cls.parts().values()) | dict(values)
         return cls(**{name: make(part, values) for name, part in cls.parts().items()})
 
     def flat(self) -> dict[str, Any]:

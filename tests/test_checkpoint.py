@@ -1,4 +1,4 @@
-"""Nothing lost: resuming exactly, orderly ends, kill -9, damaged checkpoints, full disks; each fault really caused."""
+"""Nothing is lost: exact resume, orderly ends, kill -9, damaged checkpoints, full disks; each fault really happens."""
 
 import json
 import os
@@ -10,39 +10,50 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, Finished, run_script
 from test_train import metrics, without_time
 
-from engine import checkpoint
-from engine.journal import RunFolder, checkpoints, read_rows
-from options import Options
+from engine import run_folder
+from engine.run_folder import RunError, RunFolder, checkpoints, read_rows
 
-SMALLEST = """--problems 2 --samples 2 --predictions 2 --efficient-from 1 --expert-batch 2 --max-new-tokens 32
---eval-problems 2 --eval-samples 2 --eval-predictions 1 --eval-every 4 --save-every 2""".split()
+# By step 4 there are experts, and step 5 imitates them: a run that resumes in between must have kept them.
+SMALLEST = """--problems 4 --samples 2 --predictions 4 --levels 2 --expert-notion 0 --efficient-from 1
+--max-new-tokens 32 --eval-problems 2 --eval-samples 2 --eval-predictions 1 --eval-every 4 --save-every 2""".split()
 STEPS = 9
 
 
+def spawn(*command: str | Path, **options) -> subprocess.Popen:
+    """Start Python on these arguments in the root of the project, as the leader of a process group."""
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, **options)
+
+
 def start(out: Path, *arguments: str, steps: int = STEPS, **options) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *SMALLEST, "--steps", str(steps), "--out", str(out), *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **options,
-    )
+    return spawn("train.py", *SMALLEST, "--steps", str(steps), "--out", out, *arguments, **options)
 
 
 def train(out: Path, *arguments: str, steps: int = STEPS) -> str:
-    """The script within this process, to its end; returns what it printed."""
+    """Run the script to its end within this process; return what it printed."""
     finished = run_script("train.py", *SMALLEST, "--steps", str(steps), "--out", str(out), *arguments)
     assert finished.status == 0, finished.stderr
     return finished.stdout
+
+
+def interrupt(out: Path, step: int, number: int, *arguments: str) -> Finished:
+    """Run the script within this process, and send it a signal once it has logged the step."""
+    log = RunFolder.log
+
+    def log_and_send(self, logged: int, *figures) -> None:
+        log(self, logged, *figures)
+        if logged == step:
+            os.kill(os.getpid(), number)
+
+    with mock.patch.object(RunFolder, "log", log_and_send):
+        return run_script("train.py", *SMALLEST, *arguments, "--steps", str(STEPS), "--out", str(out))
 
 
 def wait_for_step(out: Path, step: int) -> None:
@@ -53,9 +64,8 @@ def wait_for_step(out: Path, step: int) -> None:
 
 
 def assert_nothing_lost(out: Path, whole: Path) -> None:
-    """The same steps with the same figures and transcripts, the same last checkpoint, and nothing left over."""
-    assert without_time(metrics(out)) == without_time(metrics(whole))
-    assert (out / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
+    """Compare steps, figures, transcripts and the last checkpoint of two runs, and look for leftover files."""
+    assert_same_steps(out, whole)
     last = [checkpoints(run)[-1] for run in (out, whole)]
     assert last[0].name == last[1].name
     assert (last[0] / "model.safetensors").read_bytes() == (last[1] / "model.safetensors").read_bytes()
@@ -64,42 +74,41 @@ def assert_nothing_lost(out: Path, whole: Path) -> None:
         assert left[0] == left[1]
 
 
+def assert_same_steps(out: Path, whole: Path) -> None:
+    assert without_time(metrics(out)) == without_time(metrics(whole))
+    assert (out / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A run that nobody interrupts."""
     out = tmp_path_factory.mktemp("whole") / "run"
     train(out)
+    assert [row["experts_cloned"] for row in metrics(out)[4:6]] == [0, 16]
     return out
 
 
 @pytest.fixture
 def broken_off(whole, tmp_path) -> Path:
-    """The same run, ended at step 4 with checkpoints of steps 2 and 4, and resumed by the tests."""
-    out = tmp_path / "run"
-    train(out, steps=4)
-    return out
+    """The same run, ended after step 4 with checkpoints of steps 2 and 4; the tests resume it."""
+    interrupt(tmp_path / "run", 4, signal.SIGINT)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-2", "step-4"]
+    return tmp_path / "run"
 
 
 # ---- orderly ends, and kills
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on_exactly(name, whole, tmp_path, monkeypatch):
-    out, number, log = tmp_path / "run", getattr(signal, name), RunFolder.log
-
-    def log_and_send(self, step: int, *figures) -> None:
-        log(self, step, *figures)
-        if step == 3:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(RunFolder, "log", log_and_send)
-    finished = run_script("train.py", *SMALLEST, "--save-every", "100", "--steps", str(STEPS), "--out", str(out))
-    monkeypatch.undo()
+def test_a_signal_ends_the_run_after_the_step_and_it_resumes_exactly(name, whole, tmp_path):
+    out, number = tmp_path / "run", getattr(signal, name)
+    finished = interrupt(out, 3, number, "--save-every", "100")
     assert finished.status == 128 + number
-    assert f"ended by {name} after step 3 of {STEPS}; to go on: python train.py --resume --out {out}" in finished.stdout
+    assert f"ended by {name} after step 3 of {STEPS}" in finished.stdout
+    assert f"python train.py --resume --out {out}" in finished.stdout
     assert [path.name for path in checkpoints(out)] == ["step-3"]
     train(out, "--resume", "--save-every", "2")
-    assert without_time(metrics(out)) == without_time(metrics(whole))
+    assert_same_steps(out, whole)
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -107,7 +116,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     wait_for_step(tmp_path / "run", 0)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    time.sleep(checkpoint.ECHO_SECONDS + 0.2)
+    time.sleep(run_folder.ECHO_SECONDS + 0.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=20)
@@ -116,9 +125,9 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 
 
 def kill_and_resume(out: Path, kills: int, seed: int, steps: int = STEPS) -> int:
-    """Kill the run `kills` times at random moments, each time resuming it; returns how many kills hit it running.
+    """Kill the run `kills` times at random moments and resume it each time; return how many kills hit it running.
 
-    The delay runs from the moment the folder is touched, else most kills would hit the import of torch.
+    The delay starts when the folder is touched. Otherwise most kills would hit the import of torch.
     """
     rng, hits = random.Random(seed), 0
     for _ in range(kills):
@@ -143,7 +152,7 @@ def test_kill_9_at_random_moments_loses_and_doubles_nothing(whole, tmp_path):
 
 @pytest.mark.slow
 def test_thirty_kills_lose_and_double_nothing(tmp_path):
-    """On three runs, ten kills each."""
+    """Three runs are killed ten times each."""
     whole, hits = tmp_path / "whole", 0
     train(whole, steps=30)
     for seed in range(3):
@@ -159,15 +168,10 @@ def test_torn_last_lines_are_repaired(whole, broken_off):
             file.write('{"step": 5, "wall_s": 1.0}\n{"step": 6, "wall_s"')
     train(broken_off, "--resume")
     assert [row["step"] for row in metrics(broken_off)] == list(range(STEPS + 1))
-    assert without_time(metrics(broken_off)) == without_time(metrics(whole))
-    assert (broken_off / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
+    assert_same_steps(broken_off, whole)
 
 
 # ---- damaged checkpoints
-
-
-def cut_short(directory: Path) -> None:
-    os.truncate(directory / "trainer.pt", 1000)
 
 
 def flip_a_bit(directory: Path) -> None:
@@ -176,30 +180,22 @@ def flip_a_bit(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(data)
 
 
-def drop_a_file(directory: Path) -> None:
-    (directory / "tokenizer.json").unlink()
+DAMAGE = {
+    "torn: trainer.pt": lambda directory: os.truncate(directory / "trainer.pt", 1000),
+    "torn: model.safetensors": flip_a_bit,
+    "torn: tokenizer.json": lambda directory: (directory / "tokenizer.json").unlink(),
+    "not written by train.py": lambda directory: (directory / run_folder.MANIFEST).unlink(),
+}
 
 
-def drop_the_manifest(directory: Path) -> None:
-    (directory / checkpoint.MANIFEST).unlink()
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (cut_short, "torn: trainer.pt"),
-        (flip_a_bit, "torn: model.safetensors"),
-        (drop_a_file, "torn: tokenizer.json"),
-        (drop_the_manifest, "not one of train.py's"),
-    ],
-)
-def test_a_torn_checkpoint_is_named_and_the_one_before_used(damage, message, whole, broken_off):
-    damage(broken_off / "checkpoints" / "step-4")
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_torn_checkpoint_is_named_and_the_one_before_used(message, whole, broken_off):
+    DAMAGE[message](broken_off / "checkpoints" / "step-4")
     printed = train(broken_off, "--resume")
     assert "step-4 cannot be used" in printed and message in printed
-    assert without_time(metrics(broken_off)) == without_time(metrics(whole))
+    assert_same_steps(broken_off, whole)
     kept = {path.name for path in (broken_off / "checkpoints").iterdir()}
-    assert kept == {"step-8", "step-9", "unusable-step-4"}  # renamed, not deleted: it may be somebody's
+    assert kept == {"step-8", "step-9", "unusable-step-4"}  # renamed, not deleted: someone may need it
 
 
 def test_a_foreign_checkpoint_is_named_and_not_used(whole, broken_off, tmp_path):
@@ -208,15 +204,15 @@ def test_a_foreign_checkpoint_is_named_and_not_used(whole, broken_off, tmp_path)
     (broken_off / "checkpoints" / "step-mine").mkdir()
     printed = train(broken_off, "--resume")
     assert "step-6 cannot be used: foreign" in printed
-    assert without_time(metrics(broken_off)) == without_time(metrics(whole))
+    assert_same_steps(broken_off, whole)
 
 
 def test_without_a_checkpoint_that_can_be_used_nothing_is_overwritten(broken_off):
     for directory in checkpoints(broken_off):
-        cut_short(directory)
+        flip_a_bit(directory)
     before = (broken_off / "metrics.jsonl").read_text()
     finished = run_script("train.py", "--resume", "--out", str(broken_off))
-    assert finished.status == 1 and "no checkpoint that can be used" in finished.stderr
+    assert finished.status == 1 and "none of its 2 checkpoints can be used" in finished.stderr
     assert (broken_off / "metrics.jsonl").read_text() == before
 
 
@@ -226,7 +222,7 @@ def test_the_last_checkpoints_are_kept(tmp_path):
 
 
 class Malicious:
-    """Unpickled, it would write a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -238,9 +234,9 @@ class Malicious:
 def test_a_pickle_in_a_checkpoint_is_not_run(broken_off, tmp_path):
     newest = checkpoints(broken_off)[-1]
     torch.save({"drawn": Malicious(tmp_path / "owned")}, newest / "trainer.pt")
-    manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
-    manifest["files"] = checkpoint._checksums(newest)  # as whoever made it would have done
-    (newest / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((newest / run_folder.MANIFEST).read_text())
+    manifest["files"] = run_folder._checksums(newest)  # as an attacker would do
+    (newest / run_folder.MANIFEST).write_text(json.dumps(manifest))
     finished = run_script("train.py", "--resume", "--out", str(broken_off))
     assert finished.status == 1 and "trainer.pt" in finished.stderr and "Traceback" not in finished.stderr
     assert not (tmp_path / "owned").exists()
@@ -250,7 +246,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(broken_off, tmp_path):
 
 
 def limit_file_size() -> None:
-    """No file may grow beyond a megabyte: metrics fit, a model of 1.8 MB does not."""
+    """Let no file grow beyond a megabyte: metrics fit, a model of 1.8 MB does not."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
 
 
@@ -266,34 +262,32 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(whole, brok
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MB, where one may be mounted (as root, on Linux): a checkpoint needs 5.5 MB."""
+    """A file system that holds two checkpoints, but not a third, if one may be mounted (as root, on Linux)."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = shutil.which("mount")
-    if (
-        not mount
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], capture_output=True).returncode
-    ):
+    mount = [shutil.which("mount") or "true", "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode or not disk.is_mount():
         pytest.skip("cannot mount a file system here")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_named_and_the_earlier_checkpoint_whole(whole, small_disk):
+def test_a_full_disk_is_named_and_the_earlier_checkpoints_are_whole(whole, small_disk):
     out = small_disk / "run"
     finished = run_script("train.py", *SMALLEST, "--steps", str(STEPS), "--out", str(out))
     assert finished.status == 1 and f"cannot write to {out}" in finished.stderr
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-2", "step-4"]
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     train(out, "--resume")
     assert_nothing_lost(out, whole)
 
 
 def test_metrics_that_cannot_be_written_end_the_run_with_the_folder_named(tmp_path):
-    folder = RunFolder(tmp_path, Options(), -1)
+    folder = RunFolder(tmp_path, {}, resume=False, keep=2)
+    assert folder.restore(None) == -1
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(checkpoint.RunError, match=f"cannot write to {tmp_path}: .*No space left"):
+    with pytest.raises(RunError, match=f"cannot write to {tmp_path}: .*No space left"):
         folder.log(0, {}, [])
 
 

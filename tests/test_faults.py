@@ -1,4 +1,4 @@
-"""Faults while training, each really caused: not-a-number, a dead verifier, and input that means harm."""
+"""Faults during training, each really caused: numbers that are not finite, a dead verifier, malicious input."""
 
 import json
 import os
@@ -13,16 +13,15 @@ from test_checkpoint import SMALLEST, Malicious, train
 from test_train import metrics, small_trainer
 
 import grpo
-from engine.journal import RunError, checkpoints, summary
-from models import policy
-from problems import verify
-from rewards import COMPONENTS
+from engine.run_folder import RunError, check_health, checkpoints, summary
+from models import loading
+from problems import verify, worker
 
 # ---- not a number
 
 
 def spoil_gradients(trainer, steps: set[int], monkeypatch) -> None:
-    """From now on the gradient of one weight is NaN in these calls of the update (counted from 1)."""
+    """Make the gradient of one weight NaN in these calls of the update, counted from 1."""
     calls, plain = [], grpo.update
 
     def update(model, *rest, **named):
@@ -37,7 +36,7 @@ def spoil_gradients(trainer, steps: set[int], monkeypatch) -> None:
     monkeypatch.setattr(grpo, "update", update)
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_training_goes_on(monkeypatch):
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_training_continues(monkeypatch):
     trainer = small_trainer(experts=False)
     spoil_gradients(trainer, {1}, monkeypatch)
     before = [p.detach().clone() for p in trainer.policy.model.parameters()]
@@ -45,7 +44,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_training_goes_
     assert trainer.counters["skipped_updates"] == trainer.counters["bad_steps_in_a_row"] == 1
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.model.parameters(), strict=True))
     trainer.step(2)
-    trainer.check_health(2)
+    check_health(trainer.policy.model, trainer.counters["bad_steps_in_a_row"], 2)
     assert trainer.counters["skipped_updates"] == 1 and trainer.counters["bad_steps_in_a_row"] == 0
     assert not all(torch.equal(old, new) for old, new in zip(before, trainer.policy.model.parameters(), strict=True))
 
@@ -57,13 +56,16 @@ def test_a_loss_that_is_not_finite_is_skipped_too(monkeypatch):
     assert trainer.counters["skipped_updates"] == 1
 
 
-def test_updates_that_were_lost_are_told_at_the_end():
-    names = (
-        "step eval_pass1 gated_frac cutoff_frac tokens_solution tokens_meta experts_cloned unparsed_predictions wall_s"
-    )
-    row = dict.fromkeys([*names.split(), *(f"eval_reward_{name}" for name in COMPONENTS)], 0)
-    assert "lost" not in summary([row | {"skipped_updates": 0}])
-    assert "updates lost                         3 to gradients" in summary([row | {"skipped_updates": 3}])
+def test_the_summary_tells_lost_updates_and_takes_the_columns_there_are():
+    row = {"step": 0, "eval_pass1": 0.25, "tokens_solution": 7, "tokens_meta": 0, "wall_s": 1.0, "skipped_updates": 0}
+    assert "lost" not in summary([row]) and "reward" not in summary([row])
+    later = row | {"step": 4, "eval_pass1": 0.5, "eval_reward_notion": 0.3, "gated_frac": 0.5, "skipped_updates": 3}
+    assert "updates lost                         3 to gradients" in summary([row, later])
+    assert "reward" not in summary([row, later])  # there is nothing to compare it with
+    table = summary([row | {"eval_reward_notion": 0.1}, later])
+    assert "pass@1                           0.250     0.500    +0.250" in table
+    assert "notion reward                    0.100     0.300    +0.200" in table
+    assert "problems gated                   50.0% of a batch, in 1 steps" in table
 
 
 def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch):
@@ -73,7 +75,7 @@ def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch
         return plain(logprobs, *rest) * float("nan" if (tmp_path / "run/checkpoints/step-3").exists() else 1)
 
     monkeypatch.setattr(grpo, "policy_loss", spoilt)
-    many = ["--problems", "6", "--samples", "4", "--no-experts", "--steps", "30", "--save-every", "3"]
+    many = ["--problems", "6", "--samples", "4", "--no-experts", "--steps", "30", "--save-every", "3", "--levels", ""]
     finished = run_script("train.py", *SMALLEST, *many, "--out", str(tmp_path / "run"))
     rows = metrics(tmp_path / "run")
     assert finished.status == 1 and "Traceback" not in finished.stderr
@@ -81,7 +83,7 @@ def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch
     assert rows[-1]["step"] == 8 and rows[-1]["skipped_updates"] == 5
     monkeypatch.undo()
     last = checkpoints(tmp_path / "run")[-1]
-    assert all(p.isfinite().all() for p in policy.load(str(last), device="cpu").model.parameters())
+    assert all(p.isfinite().all() for p in loading.load(str(last), device="cpu").model.parameters())
     train(tmp_path / "run", "--resume", "--lr", "1e-5", steps=7)  # and it can be resumed as the message says
     assert metrics(tmp_path / "run")[-1]["step"] == 7
 
@@ -91,21 +93,21 @@ def test_weights_that_are_not_finite_are_never_saved():
     with torch.no_grad():
         next(trainer.policy.model.parameters())[0, 0] = float("inf")
     with pytest.raises(RunError, match="step 7: a weight is not finite"):
-        trainer.check_health(7)
+        check_health(trainer.policy.model, 0, 7)
 
 
 # ---- the verifier
 
 
-def test_a_run_goes_on_when_its_verifier_is_killed_again_and_again(tmp_path):
-    """Answers in a variable, so that the worker has to be asked; a thread kills whatever worker there is."""
+def test_a_run_continues_when_its_verifier_is_killed_again_and_again(tmp_path):
+    """The answers contain a variable, so that the worker must be asked; a thread kills whatever worker there is."""
     problems, over, killed = tmp_path / "problems.jsonl", threading.Event(), []
     rows = [{"problem": f"{n % 10}+{n // 10 % 10}", "answer": f"x^2+{n}x"} for n in range(100)]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def kill() -> None:
         while not over.wait(0.05):
-            process = verify.WORKER.process
+            process = worker.WORKER.process
             if process and process.poll() is None and len(killed) < 5:
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
@@ -114,7 +116,7 @@ def test_a_run_goes_on_when_its_verifier_is_killed_again_and_again(tmp_path):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        train(tmp_path / "run", "--data", str(problems), "--max-new-tokens", "16", steps=4)
+        train(tmp_path / "run", "--data", str(problems), "--levels", "", "--max-new-tokens", "16", steps=4)
     finally:
         over.set()
         thread.join()
@@ -122,12 +124,12 @@ def test_a_run_goes_on_when_its_verifier_is_killed_again_and_again(tmp_path):
     assert verify.answers_match("x(x+1)", "x^2+x")  # and one is there after it
 
 
-# ---- models that mean harm
+# ---- malicious models
 
 
 @pytest.fixture
 def model_directory(tmp_path) -> Path:
-    policy.load("tiny", device="cpu").save(tmp_path / "model")
+    loading.load("tiny", device="cpu").save(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -135,8 +137,8 @@ def model_directory(tmp_path) -> Path:
 def test_weights_in_a_pickle_are_refused_and_not_opened(name, model_directory, tmp_path):
     (model_directory / "model.safetensors").unlink()
     torch.save({"weight": Malicious(tmp_path / "owned")}, model_directory / name)
-    with pytest.raises(policy.PolicyError, match=f"{name} is a pickle, which can run any code"):
-        policy.load(str(model_directory), device="cpu")
+    with pytest.raises(loading.PolicyError, match=f"{name} is a pickle, which can run any code"):
+        loading.load(str(model_directory), device="cpu")
     assert not (tmp_path / "owned").exists()
     torch.load(model_directory / name, weights_only=False)
     assert (tmp_path / "owned").exists(), "the pickle is harmless: this test shows nothing"
@@ -144,7 +146,7 @@ def test_weights_in_a_pickle_are_refused_and_not_opened(name, model_directory, t
 
 def test_a_pickle_beside_safetensors_is_not_opened(model_directory, tmp_path):
     torch.save({"weight": Malicious(tmp_path / "owned")}, model_directory / "pytorch_model.bin")
-    policy.load(str(model_directory), device="cpu")
+    loading.load(str(model_directory), device="cpu")
     assert not (tmp_path / "owned").exists()
 
 
@@ -158,34 +160,35 @@ def test_python_files_of_a_model_run_only_when_asked_for(model_directory, tmp_pa
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
         "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
-    with pytest.raises(policy.PolicyError, match="--trust-remote-code would run them"):
-        policy.load(str(model_directory), device="cpu")
+    with pytest.raises(loading.PolicyError, match="--trust-remote-code would run them"):
+        loading.load(str(model_directory), device="cpu")
     assert not (tmp_path / "owned").exists()
-    policy.load(str(model_directory), device="cpu", trust_remote_code=True)
+    loading.load(str(model_directory), device="cpu", trust_remote_code=True)
     assert (tmp_path / "owned").exists()
 
 
 def test_the_flag_says_what_it_means():
     printed = " ".join(run_script("train.py", "--help").stdout.split())
-    assert "--trust-remote-code" in printed and "they can do all that you can do" in printed
+    assert "--trust-remote-code" in printed and "they can do all you can do" in printed
 
 
-# ---- data that means harm
+# ---- malicious data
 
 
 def test_names_from_data_are_never_paths(tmp_path):
-    """Problems, answers and levels that look like paths leave files nowhere but in the run folder."""
+    """Problems, answers and levels that look like paths leave no files outside the run folder."""
     names = ["../../evil", f"/{tmp_path.name}/evil", "..\\evil", "~/evil"]
     rows = [{"problem": f"{n}+{n}? {names[n % 4]}", "answer": names[n % 4], "id": names[n % 4]} for n in range(60)]
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train(folder / "run", "--data", str(folder / "problems.jsonl"), "--transcripts", "2", steps=2)
+    data = ["--data", str(folder / "problems.jsonl"), "--levels", ""]
+    train(folder / "run", *data, "--transcripts", "2", steps=2)
     allowed = {"config.json", "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints"}
     assert {path.name for path in (folder / "run").iterdir()} == allowed
     assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
     assert sorted(path.name for path in folder.iterdir()) == ["problems.jsonl", "run"]
-    assert "../../evil" in (folder / "run" / "rollouts.jsonl").read_text()  # they did come by
+    assert "../../evil" in (folder / "run" / "rollouts.jsonl").read_text()  # they were really used
 
 
 def test_names_in_a_manifest_are_never_opened(tmp_path):
@@ -193,7 +196,7 @@ def test_names_in_a_manifest_are_never_opened(tmp_path):
     newest = checkpoints(tmp_path / "run")[-1]
     manifest = json.loads((newest / "whole.json").read_text())
     secret = tmp_path / "secret"
-    os.mkfifo(secret)  # whoever opens it waits for ever
+    os.mkfifo(secret)  # opening it would wait forever
     manifest["files"]["../../../secret"] = "0"
     (newest / "whole.json").write_text(json.dumps(manifest))
     finished = run_script("train.py", "--resume", "--out", str(tmp_path / "run"))

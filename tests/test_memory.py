@@ -1,7 +1,5 @@
-"""Memory that runs out, and what the estimate says beforehand."""
+"""Memory that runs out during an update, and the estimate made beforehand."""
 
-import copy
-import dataclasses
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,24 +8,26 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from random_models import BOTH, llama
-from test_grpo import SETTINGS, assert_same, sequences
+from test_engine import assert_close, gradients, ragged_samples
 from test_train import small_trainer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import grpo
-from engine import memory
-from options import REAL_MODEL, Options
+from engine import memory, update
+from grpo import UpdateOptions
+
+REAL = memory.real_options()
 
 
 def run_out_above(model, tokens: int, where: str, monkeypatch) -> list[int]:
-    """Have the forward or the backward pass of more than so many padded tokens run out of memory; returns their sizes.
+    """Make the forward or backward pass of more than this many padded tokens run out of memory; return all sizes.
 
-    In the backward pass gradients of the last layer are there already when it happens.
+    In the backward pass, the last layer already has gradients when it happens.
     """
-    seen, plain = [], model.base_model.forward
+    sizes, plain = [], model.base_model.forward
 
     def forward(input_ids, **rest):
-        seen.append(input_ids.numel())
+        sizes.append(input_ids.numel())
         if input_ids.numel() > tokens and where == "forward":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         output = plain(input_ids=input_ids, **rest)
@@ -39,83 +39,88 @@ def run_out_above(model, tokens: int, where: str, monkeypatch) -> list[int]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     monkeypatch.setattr(model.base_model, "forward", forward)
-    return seen
-
-
-def update(model, **changes) -> dict:
-    settings = dataclasses.replace(SETTINGS, max_grad_norm=1e9, **changes)
-    return grpo.update(model, torch.optim.SGD(model.parameters(), lr=1.0), sequences(), settings, reference=llama(1))
+    return sizes
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_micro_batch_that_does_not_fit_is_halved_and_gives_the_same_gradient(where, monkeypatch):
-    plain, model = llama(), llama()
-    before, report = copy.deepcopy(dict(model.named_parameters())), update(plain)
-    seen = run_out_above(model, 40, where, monkeypatch)
-    retried = update(model)
-    assert retried["oom_retries"] > 0 == report["oom_retries"]
-    assert max(seen) > 40 and all(size <= 40 for size in seen[-3:])
-    assert retried["loss"] == pytest.approx(report["loss"], rel=1e-5)  # no figure was counted twice
-    assert retried["logprob_gap"] == report["logprob_gap"] and retried["clip_frac"] == report["clip_frac"]
-    moved = [{name: before[name] - p for name, p in m.named_parameters()} for m in (plain, model)]
-    assert_same(*moved)
-
-
-def test_log_probs_that_are_only_stored_are_halved_too(monkeypatch):
+    expected, plain = gradients(grpo.over_batches, llama(), ragged_samples())
     model = llama()
+    sizes = run_out_above(model, 40, where, monkeypatch)
+    found, figures = gradients(update.over_batches, model, ragged_samples())
+    assert max(sizes) > 40 and all(size <= 40 for size in sizes[-3:])
+    assert figures.pop("oom_retries") > 0
+    assert figures == pytest.approx(plain, rel=1e-5)  # nothing was counted twice
+    assert_close(found, expected)
+
+
+def test_log_probs_that_are_only_kept_are_halved_too(monkeypatch):
+    model, options = llama(), UpdateOptions(minibatches=2)
     run_out_above(model, 40, "forward", monkeypatch)
-    assert update(model, minibatches=2)["oom_retries"] >= 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    report = grpo.update(model, optimizer, ragged_samples(), options, over_batches=update.over_batches)
+    assert report["oom_retries"] >= 2 and report["loss"] is not None
 
 
-def test_a_single_sequence_that_does_not_fit_is_a_clear_error(monkeypatch):
+def test_a_single_sample_that_does_not_fit_is_a_clear_error(monkeypatch):
     model = llama()
     run_out_above(model, 3, "forward", monkeypatch)
-    with pytest.raises(memory.OutOfMemory, match=r"(?s)longest sequence of .*--token-budget"):
-        update(model)
+    with pytest.raises(update.OutOfMemory, match=r"(?s)the longest sample has 21: .*--token-budget"):
+        gradients(update.over_batches, model, ragged_samples())
 
 
-def test_cloning_is_halved_too(monkeypatch):
-    model = llama()
-    run_out_above(model, 40, "backward", monkeypatch)
-    loss, stepped, retries = grpo.clone(model, torch.optim.SGD(model.parameters(), lr=0.1), sequences(), SETTINGS)
-    expected, *_ = grpo.clone(llama(), torch.optim.SGD(llama().parameters(), lr=0.1), sequences(), SETTINGS)
-    assert stepped and retries > 0 and loss == pytest.approx(expected, rel=1e-5)
+def test_other_errors_are_passed_on(monkeypatch):
+    def broken(batch, logprobs):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        update.over_batches(llama(), ragged_samples(), broken, 100)
+
+
+def test_imitation_is_halved_too(monkeypatch):
+    reports = []
+    for over_batches in (grpo.over_batches, update.over_batches):
+        model = llama()
+        if over_batches is update.over_batches:
+            run_out_above(model, 40, "backward", monkeypatch)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reports.append(grpo.imitate(model, optimizer, ragged_samples(), UpdateOptions(), over_batches=over_batches))
+    assert reports[1]["oom_retries"] > 0 == reports[1]["skipped_updates"]
+    assert reports[1]["expert_loss"] == pytest.approx(reports[0]["expert_loss"], rel=1e-5)
 
 
 def test_the_trainer_counts_and_takes_smaller_micro_batches_from_then_on(monkeypatch):
-    trainer = small_trainer(gate=False)
-    seen = run_out_above(trainer.policy.model, 600, "backward", monkeypatch)
+    trainer = small_trainer(gate="off")
+    trainer.policy.over_batches = update.over_batches
+    before = trainer.options.update.token_budget
+    sizes = run_out_above(trainer.policy.model, 600, "backward", monkeypatch)
     trainer.step(1)
-    first = trainer.counters["oom_retries"]
-    assert first > 0 and max(seen) > 600
-    assert trainer.update_settings.token_budget < trainer.options.token_budget
+    assert trainer.counters["oom_retries"] > 0 and max(sizes) > 600
+    assert trainer.options.update.token_budget < before
 
 
 REALLY = """
 import resource, torch, grpo
 from random_models import llama
-from test_grpo import SETTINGS, gradients
-from grpo import Sequence
-import dataclasses
+from test_engine import assert_close, gradients
+from engine import update
+from grpo import Sample
 torch.set_num_threads(1)
-batch = [Sequence([5, 6], [7 + i % 9] * 200, [1.0, -1.0][i % 2]) for i in range(64)]
-expected = gradients(batch[:64], token_budget=2000)
+batch = [Sample([5, 6], [7 + i % 9] * 200, [1.0, -1.0][i % 2] / 100) for i in range(64)]
+expected, _ = gradients(grpo.over_batches, llama(), batch, 2000)
 with open("/proc/self/statm") as file:
     now = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 60_000_000, resource.RLIM_INFINITY))
-model = llama()
-settings = dataclasses.replace(SETTINGS, max_grad_norm=1e9)
-figures = grpo.update(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, settings)
-before = dict(llama().named_parameters())
-for name, parameter in model.named_parameters():
-    torch.testing.assert_close(before[name] - parameter, expected[name], atol=2e-6, rtol=1e-3)
+found, figures = gradients(update.over_batches, llama(), batch, 16384)
+for name, gradient in expected.items():
+    torch.testing.assert_close(found[name], gradient, atol=2e-4, rtol=1e-3)
 print("retries", figures["oom_retries"])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_memory_that_really_runs_out_on_the_cpu():
-    """A process that may not have 60 MB more than it has: the allocator itself refuses."""
+    """The process may take at most 60 MB more than it has, so the allocator itself refuses."""
     finished = subprocess.run(
         [sys.executable, "-c", REALLY],
         cwd=ROOT / "tests",
@@ -150,7 +155,7 @@ def test_known_shapes_have_the_parameters_that_their_config_gives():
 
 
 def test_activations_are_what_autograd_keeps():
-    """Counted in bf16 autocast, on two depths of a model, so that embeddings and head fall out."""
+    """Counted under bf16 autocast for two depths of a model, so that embeddings and head cancel out."""
     sizes = {"vocab_size": 100, "hidden_size": 128, "intermediate_size": 384, "head_dim": 32}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     kept = []
@@ -168,7 +173,7 @@ def test_activations_are_what_autograd_keeps():
         ):
             output = model.base_model(input_ids=torch.zeros(4, 64, dtype=torch.long), use_cache=False)
         parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        del output  # only now: storages that were freed would be handed out again
+        del output  # not earlier: freed storages would be handed out again
         kept.append(sum(size for pointer, size in storages.items() if pointer not in parameters))
     weights = 2 * sum(p.numel() for p in model.base_model.layers[0].parameters())  # in bf16, counted by `needs`
     found = ((kept[1] - kept[0]) / 2 - weights) / (4 * 64)
@@ -177,39 +182,39 @@ def test_activations_are_what_autograd_keeps():
 
 def test_what_is_needed_worked_out_by_hand():
     shape = memory.Shape(1_000_000, layers=2, hidden=10, intermediate=30, queries=10, keys=5, vocabulary=100)
-    options = Options(max_cache_tokens=1000, token_budget=100, experts=False, kl_coef=0.0)
+    options = REAL | {"max_cache_tokens": 1000, "token_budget": 100, "experts": False}
     found = memory.needs(shape, options)
     assert found["weights"] == found["gradients"] == 4e6 and found["optimizer"] == 8e6
     assert found["cache"] == 1000 * 2 * 2 * 5 * 2  # tokens x layers x (keys and values) x size x bytes
     assert found["activations"] == 2 * 100 * 2 * (26 * 10 + 10 * 15 + 8 * 30) + 2e6
-    sharded = memory.needs(shape, dataclasses.replace(options, shard=True), world=4)
+    assert memory.needs(shape, options | {"kl_coef": 0.1})["reference"] == 4e6
+    sharded = memory.needs(shape, options | {"shard": True}, world=4)
     assert sharded["weights"] == 1e6 and sharded["copy to sample from"] == 2e6
 
 
 def test_flags_that_make_it_fit_are_named():
-    options, shape = Options(**REAL_MODEL), memory.KNOWN["Qwen3-0.6B"]
-    assert "too much" not in memory.report(shape, options, 80 * memory.GB)
-    assert "this would fit: --gradient-checkpointing" in memory.report(shape, options, 24 * memory.GB)
-    on_many = memory.report(memory.KNOWN["Qwen3-8B"], options, 80 * memory.GB)
+    small = memory.KNOWN["Qwen3-0.6B"]
+    assert "too much" not in memory.report(small, REAL, 80 * memory.GB)
+    assert "this would fit: --gradient-checkpointing" in memory.report(small, REAL, 24 * memory.GB)
+    on_many = memory.report(memory.KNOWN["Qwen3-8B"], REAL, 80 * memory.GB)
     assert "--shard" in on_many and "torchrun --nproc-per-node" in on_many
-    assert "no flag" in memory.report(memory.KNOWN["Qwen3-32B"], options, 16 * memory.GB)
+    assert "no option" in memory.report(memory.KNOWN["Qwen3-32B"], REAL, 16 * memory.GB)
     for size in memory.SIZES:
         for shape in memory.KNOWN.values():
-            way = memory.remedy(shape, options, size * memory.GB)
+            way = memory.remedy(shape, REAL, size * memory.GB)
             if way:
-                changed = dataclasses.replace(options, **way[1])
-                assert memory.needs(shape, changed, way[2])["peak"] <= size * memory.GB
+                assert memory.needs(shape, REAL | way[1], way[2])["peak"] <= size * memory.GB
 
 
 def test_the_report_is_printed_on_cuda_only(monkeypatch, capsys):
-    """There is no GPU here: the device says that there is one, and its size is made up."""
+    """A made-up device stands in for the GPU."""
     size = SimpleNamespace(total_memory=1.5 * memory.GB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
     for device in ("cpu", "cuda"):
-        memory.announce(SimpleNamespace(device=torch.device(device), model=llama()), Options(**REAL_MODEL))
+        memory.announce(SimpleNamespace(device=torch.device(device), model=llama()), REAL)
     printed = capsys.readouterr().out
-    assert printed.count("memory worked out") == 1 and "of 1.5" in printed and "too much" in printed
+    assert printed.count("estimated memory") == 1 and "of 1.5" in printed and "too much" in printed
 
 
-def test_the_table_of_running_md_is_what_the_command_prints():
-    assert run_script("engine.memory").stdout.strip() in (ROOT / "RUNNING.md").read_text()
+def test_the_table_in_the_docs_is_what_the_command_prints():
+    assert run_script("engine.memory").stdout.strip() in (ROOT / "docs" / "running.md").read_text()

@@ -1,33 +1,29 @@
-"""Two processes on the CPU give the update of one, whole and sharded; and the real script under torchrun."""
+"""Two processes on the CPU make the update of one, sharded or not, and so does the real script under torchrun."""
 
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
-from conftest import ROOT, run_script
-from test_checkpoint import wait_for_step
+from conftest import run_script
+from test_checkpoint import spawn, wait_for_step
 from test_train import metrics
 
 from engine import parallel
-from engine.journal import checkpoints
+from engine.run_folder import checkpoints
 
-# Draws are greedy under this nucleus, so that other random numbers on another rank change nothing. Experts and the KL
-# term train all the same, and --minibatches makes them act within a step.
-RUN = """--problems 5 --samples 2 --predictions 4 --top-p 0.000001 --efficient-from 1 --no-gate --kl-coef 0.1 --lr 1e-3
---dtype float32 --warmup-steps 0 --minibatches 2 --expert-batch 2 --max-new-tokens 40 --eval-problems 6 --eval-samples 2
---eval-predictions 2 --eval-every 2 --save-every 2""".split()
+# Draws are greedy, so no group has an advantage; the KL penalty and the experts train all the same, and --minibatches
+# makes the penalty act within a step.
+RUN = """--problems 5 --samples 2 --predictions 4 --efficient-from 1 --gate off --kl-coef 0.1 --lr 1e-3 --dtype float32
+--warmup-steps 0 --minibatches 2 --max-new-tokens 40 --eval-problems 6 --eval-samples 2 --eval-predictions 2
+--eval-every 2 --save-every 2 --steps 4""".split()
 
 
 def torchrun(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    return spawn("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
 
 
 def finish(process: subprocess.Popen, ok: bool = True) -> str:
@@ -57,12 +53,11 @@ def test_two_ranks_give_the_update_of_one(name, shard, on_two_ranks):
             torch.testing.assert_close(found["moments"][index][moment], moments[moment], atol=1e-5, rtol=1e-3)
     for left, right in zip(found["figures"], expected["figures"], strict=True):
         assert_close(left, right, rel=1e-3)
-    assert found["clone_loss"] == pytest.approx(expected["clone_loss"], rel=1e-4)
 
 
 def assert_close(ours: dict, theirs: dict, rel: float) -> None:
-    """The same figures within float tolerance; None and lists as they are."""
-    for name in ours.keys() - {"wall_s", "logprob_gap"}:  # the gap is that of rounding
+    """Compare figures within float tolerance, and everything else exactly."""
+    for name in ours.keys() - {"wall_s", "logprob_gap"}:  # the gap consists of rounding
         if isinstance(theirs[name], float):
             assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=1e-5), name
         else:
@@ -72,14 +67,14 @@ def assert_close(ours: dict, theirs: dict, rel: float) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("one") / "run"
-    assert run_script("train.py", *RUN, "--steps", "4", "--out", str(out)).status == 0
+    assert run_script("tests/ranks.py", "train", "4", *RUN, "--out", str(out)).status == 0
     return out
 
 
 def test_the_script_under_torchrun_gives_the_metrics_of_one_process(one_process, tmp_path):
-    printed = finish(torchrun("train.py", *RUN, "--steps", "4", "--out", str(tmp_path / "two")))
+    printed = finish(torchrun("tests/ranks.py", "train", "4", *RUN, "--out", str(tmp_path / "two")))
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(one_process), strict=True):
-        assert_close(ours, theirs, rel=1e-2)
+        assert_close(ours, theirs, rel=1e-3)
     assert printed.count("held-out problems") == 1  # one rank speaks
     assert metrics(one_process)[-1]["experts_cloned"] > 0 and metrics(one_process)[-1]["kl"] > 0
     first, *_, last = metrics(one_process)
@@ -88,12 +83,12 @@ def test_the_script_under_torchrun_gives_the_metrics_of_one_process(one_process,
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_on_any_number_of_processes(one_process, tmp_path):
-    assert run_script("train.py", *RUN, "--steps", "2", "--out", str(tmp_path)).status == 0
-    finish(torchrun("train.py", "--steps", "3", "--resume", "--shard", "--out", str(tmp_path)))
-    assert run_script("train.py", "--steps", "4", "--resume", "--no-shard", "--out", str(tmp_path)).status == 0
+    out = str(tmp_path)
+    assert run_script("tests/ranks.py", "train", "2", *RUN, "--out", out).status == 130
+    finish(torchrun("tests/ranks.py", "train", "3", "--resume", "--shard", "--out", out), ok=False)
+    assert run_script("tests/ranks.py", "train", "4", "--resume", "--no-shard", "--out", out).status == 0
     for ours, theirs in zip(metrics(tmp_path), metrics(one_process), strict=True):
-        names = [name for name in ours if not name.startswith("eval")]  # the last step of each part evaluates
-        assert_close({name: ours[name] for name in names}, theirs, rel=1e-2)
+        assert_close(ours, theirs, rel=1e-3)
     saved = [checkpoints(run)[-1] / "model.safetensors" for run in (tmp_path, one_process)]
     assert saved[0].stat().st_size == saved[1].stat().st_size  # float32, nothing doubled
 
@@ -116,14 +111,16 @@ def test_sharding_needs_several_processes(tmp_path):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1000")
-    with pytest.raises(parallel.LaunchError, match=r"more processes than the .* GPUs"):
-        parallel.start("cuda")
+    with pytest.raises(parallel.LaunchError, match="one per GPU, found more"), parallel.processes("cuda"):
+        pass
 
 
 def test_one_process_is_handed_back_what_it_gave():
     model = ranks.qwen3()
-    assert parallel.share([1, 2]) == [1, 2] == parallel.gather([1, 2])
-    assert parallel.total({"loss": 0.5}) == {"loss": 0.5} and parallel.largest(3) == 3
-    parallel.sum_gradients(model)
+    with parallel.processes("cpu"):
+        assert parallel.spread(lambda items: [item * 10 for item in items], [1, 2]) == [10, 20]
+        assert parallel.from_first(lambda: 5) == 5 and parallel.largest(3) == 3
+        assert parallel.total({"loss": -0.5}) == {"loss": -0.5}
+        parallel.sum_gradients(model)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert parallel.run(model, lambda x: x + 1, 1) == 2

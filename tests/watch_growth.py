@@ -1,9 +1,9 @@
-"""Does a long run grow? Runs train.py for a while, and watches its memory, open files, threads and child processes.
+"""Watch whether a long run grows: run train.py for a while and look at its memory, files, threads and processes.
 
     python tests/watch_growth.py [--minutes 5] [options of train.py]
 
-Prints a table, and ends with status 1 if the last third of the time is above the first (half a minute of warm-up is
-left out). Linux only: it reads /proc.
+Prints a table and ends with status 1 if the last third of the time is above the first; half a minute of warm-up is
+left out. Linux only, because it reads /proc.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ALLOWED = {"memory MB": 1.03, "open files": 1.0, "threads": 1.0, "processes": 1.
 
 
 def look(pid: int) -> dict[str, float]:
-    """What a process and its children hold now. Raises OSError if it has ended."""
+    """Return what a process and its children hold now. Raises OSError if it has ended."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
         "memory MB": int(status["VmRSS"].split()[0]) / 1024,
@@ -44,18 +44,18 @@ def main() -> int:
                 return 1
             time.sleep(0.1)
         time.sleep(WARM_UP_SECONDS)
-        seen, end = [], time.monotonic() + 60 * arguments.minutes
+        looks, end = [], time.monotonic() + 60 * arguments.minutes
         while time.monotonic() < end:
-            seen.append(look(process.pid))
+            looks.append(look(process.pid))
             time.sleep(1)
         process.terminate()
         process.wait()
         steps = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    third = len(seen) // 3
-    print(f"{arguments.minutes:g} minutes and a warm-up, {steps} steps\n{'':<12}{'first third':>14}{'last third':>14}")
+    third = len(looks) // 3
+    print(f"{arguments.minutes:g} minutes after warm-up, {steps} steps\n{'':<12}{'first third':>14}{'last third':>14}")
     grown = False
     for name, allowed in ALLOWED.items():
-        first, last = (statistics.mean(row[name] for row in part) for part in (seen[:third], seen[-third:]))
+        first, last = (statistics.mean(row[name] for row in part) for part in (looks[:third], looks[-third:]))
         grown |= last > first * allowed + 0.5
         print(f"{name:<12}{first:>14.1f}{last:>14.1f}")
     print("it grows" if grown else "no growth")

@@ -1,0 +1,206 @@
+"""Compute the gradients of `grpo.over_batches` faster, within the memory there is, and on several devices.
+
+`grpo.update` and `grpo.imitate` take the function `over_batches` as an argument. The one here is given to them where it
+pays, and differs from the plain one in three ways:
+
+- A prompt goes through the model once for all of its responses, not once for each (`SharedPrompts`).
+- When memory runs out, the pass over the batch starts again with half the token budget.
+- With several processes, each rank works on its share of the groups, and gradients and figures are summed.
+
+Left out: packing several sequences into one row, which needs attention kernels that not every device has.
+Run `python -m engine.update` for a worked example.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, DynamicLayer
+
+import grpo
+from engine import parallel
+from engine.sampler import layer_kinds, pad_left
+from grpo import Sample, Work, head_logprobs, micro_batches, token_logprobs
+
+# What a rank computes while other ranks of a sharded model have more micro-batches than it has.
+FILLER = [Sample([0], [0])]
+
+
+class OutOfMemory(RuntimeError):
+    """Memory runs out even with the smallest micro-batch."""
+
+
+def over_batches(
+    model: Any, samples: Sequence[Sample], work: Work, token_budget: int, temperature: float = 1.0
+) -> Counter:
+    """Call work(micro-batch, its log-probs (N,)) on all samples, and return the sum of the figures it returns.
+
+    As in `grpo.over_batches`, `work` goes backward itself if it wants gradients. No parameter may have a gradient
+    before the call. With several ranks, each works on the samples whose group number modulo the number of ranks is its
+    own; afterwards all ranks have the gradients and figures of all samples. The figure "oom_retries" counts how often
+    memory ran out and the pass started again with half the token budget.
+
+    Raises OutOfMemory if the longest sample alone does not fit, or if memory runs out on a sharded model.
+    """
+    own = [sample for sample in samples if sample.group % parallel.world() == parallel.rank()]
+    longest = max((len(sample.prompt_ids) + len(sample.response_ids) for sample in own), default=0)
+    retries = 0
+    while True:
+        try:
+            figures = _one_pass(model, own, work, token_budget, temperature)
+            break
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Not inside the handler: until it is left, the error keeps alive all tensors that existed when memory ran out.
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if token_budget <= longest or parallel.is_sharded(model):  # the ranks of a sharded model must stay in step
+            raise OutOfMemory(
+                f"out of memory in the update: micro-batches had at most {token_budget} tokens, the longest sample has "
+                f"{longest}: {reason}\nLower --token-budget or --max-new-tokens, or add --gradient-checkpointing."
+            )
+        token_budget //= 2
+        retries += 1
+    figures["oom_retries"] = retries
+    if torch.is_grad_enabled():
+        parallel.sum_gradients(model)
+    return parallel.total(figures)
+
+
+def _one_pass(model: Any, samples: list[Sample], work: Work, token_budget: int, temperature: float) -> Counter:
+    """Call `work` on all micro-batches of this rank and return the sum of the figures."""
+    figures: Counter = Counter()
+    for batch, logprobs in _with_logprobs(model, samples, token_budget, temperature):
+        figures.update(work(batch, logprobs))
+    return figures
+
+
+def _with_logprobs(
+    model: Any, samples: list[Sample], token_budget: int, temperature: float
+) -> Iterator[tuple[list[Sample], Tensor]]:
+    """Yield each micro-batch with its log-probs. Gradients are complete once the iterator has ended."""
+    if not _is_shareable(model):
+        batches = list(micro_batches(samples, token_budget))
+        # Every pass gathers a sharded model from all ranks: if one made fewer passes, the others would wait forever.
+        fillers = parallel.largest(len(batches)) - len(batches) if parallel.is_sharded(model) else 0
+        for batch in batches:
+            yield batch, parallel.run(model, token_logprobs, model, batch, temperature)
+        for _ in range(fillers):
+            logprobs = parallel.run(model, token_logprobs, model, FILLER, temperature)
+            if logprobs.requires_grad:
+                (0 * logprobs.sum()).backward()
+        return
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
+    for some in micro_batches([Sample(list(prompt), []) for prompt in groups], token_budget):
+        distinct = [tuple(sample.prompt_ids) for sample in some]
+        prompts = SharedPrompts(model, distinct)
+        for batch in micro_batches([sample for prompt in distinct for sample in groups[prompt]], token_budget):
+            yield batch, prompts.response_logprobs(batch, temperature)
+        prompts.backward()
+
+
+def _is_shareable(model) -> bool:
+    """Return whether prompts can be run apart from their responses.
+
+    Not with gradient checkpointing, which keeps no keys and values, nor with sliding windows, which keep only the last,
+    nor with a sharded model, whose ranks must all make the same number of passes.
+    """
+    checkpointing, sharded = model.is_activation_checkpointing, parallel.is_sharded(model)
+    return layer_kinds(model) == {DynamicLayer} and not checkpointing and not sharded
+
+
+class SharedPrompts:
+    """Prompts that have gone through the model once, for all micro-batches of their responses.
+
+    What responses need of a prompt (its keys and values, and its last hidden state) is detached from the graph: each
+    micro-batch adds its gradient there, and `backward` finally sends the sum through the prompts, once.
+    """
+
+    def __init__(self, model: Any, prompts: list[tuple[int, ...]]) -> None:
+        self.model = model
+        self.row = {prompt: row for row, prompt in enumerate(prompts)}
+        ids, self.mask = pad_left(prompts, model.device)  # (P, L)
+        cache: Any = DynamicCache(config=model.config)
+        last = model.base_model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]  # (P, H), which predicts the first token of a response
+        self.computed = [last] + [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        # Float32 even under autocast, because the gradients of many responses are added up here.
+        self.detached = [
+            tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).requires_grad_(tensor.requires_grad)
+            for tensor in self.computed
+        ]
+
+    def response_logprobs(self, samples: list[Sample], temperature: float) -> Tensor:
+        """Return the log-probs of all response tokens of these samples, flat and in order: (N,)."""
+        rows = torch.tensor([self.row[tuple(s.prompt_ids)] for s in samples], device=self.model.device)  # (B,)
+        first, *keys_and_values = (
+            detached.index_select(0, rows).to(computed.dtype)
+            for computed, detached in zip(self.computed, self.detached, strict=True)
+        )
+        cache = DynamicCache(config=self.model.config)
+        for k in range(0, len(keys_and_values), 2):
+            cache.update(keys_and_values[k], keys_and_values[k + 1], k // 2)
+        responses = [torch.tensor(sample.response_ids, device=self.model.device) for sample in samples]
+        ids = pad_sequence(responses, batch_first=True)  # (B, T), padded on the right
+        lengths = torch.tensor([len(sample.response_ids) for sample in samples], device=self.model.device)
+        is_token = torch.arange(ids.shape[1], device=self.model.device) < lengths[:, None]  # (B, T)
+        hidden = first[:, None]  # (B, 1, H)
+        if ids.shape[1] > 1:  # the last token of a response predicts nothing, so it is not fed to the model
+            rest = self.model.base_model(
+                input_ids=ids[:, :-1],
+                attention_mask=torch.cat([self.mask[rows], is_token[:, 1:].long()], dim=1),
+                position_ids=self.mask.sum(1)[rows, None] + torch.arange(ids.shape[1] - 1, device=self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            hidden = torch.cat([hidden, rest], dim=1)  # (B, T, H)
+        # Selecting by index has a cheaper gradient than hidden[is_token].
+        hidden = hidden.flatten(0, 1).index_select(0, is_token.flatten().nonzero().squeeze(1))  # (N, H)
+        return head_logprobs(self.model, hidden, ids[is_token], temperature)
+
+    def backward(self) -> None:
+        """Send the gradients that the responses have left through the prompts."""
+        pairs = [(t, d.grad) for t, d in zip(self.computed, self.detached, strict=True) if d.grad is not None]
+        if pairs:
+            torch.autograd.backward([t for t, _ in pairs], [gradient.to(t.dtype) for t, gradient in pairs])
+
+
+def main() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model: Any = LlamaForCausalLM(config)
+    samples = [Sample([5, 6, 7], [2, 3, 1]), Sample([5, 6, 7], [4, 1]), Sample([8], [9, 1])]
+    print("Two responses, [2, 3, 1] and [4, 1], to the prompt [5, 6, 7], and one, [9, 1], to [8]; a random model.")
+
+    def work(shown: list, batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
+        logprobs.sum().backward()
+        shown += [round(x, 4) for x in logprobs.tolist()]
+        return {"tokens": len(logprobs)}
+
+    for name, function in (("plain", grpo.over_batches), ("prompts once", over_batches)):
+        shown: list[float] = []
+        function(model, samples, partial(work, shown), token_budget=100)
+        norm = model.get_input_embeddings().weight.grad.norm()
+        print(f"{name:<12}: log-probs {shown}, gradient of the embeddings {norm:.4f}")
+        model.zero_grad()
+    print("Tokens fed to the model: 5 + 4 + 2 = 11 in whole sequences, (3 + 1) + (2 + 1 + 1) = 8 with prompts once.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The engine against the plain core: the same tokens from the sampler, gradients within 1e-5 from the update."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from random_models import BOTH, llama, windowed
+
+import engine
+import grpo
+import rollout
+from engine import sampler, update
+from engine.sampler import join, prefill
+from grpo import Sample, UpdateOptions
+from models import loading
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [30, 3, 3, 20], [2, 2]]
+
+
+MODELS = BOTH | {"windowed": windowed}
+
+
+# ---- the sampler
+
+
+def draw(sample, model, prompts=PROMPTS, seed=0, **changes) -> list[rollout.Rollout]:
+    arguments = {"n": 6, "max_new_tokens": 30, "eos_ids": {1, 2}, "generator": torch.Generator().manual_seed(seed)}
+    return list(chain(*sample(model, prompts, **arguments | changes)))
+
+
+def assert_same_draws(left: list[rollout.Rollout], right: list[rollout.Rollout]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert (one.prompt_ids, one.response_ids) == (other.prompt_ids, other.response_ids)
+        assert one.finish_reason == other.finish_reason
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", MODELS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"limits": [3, 30, 9, 17]}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.8}, {"n": 1}]
+)
+def test_the_tokens_are_those_of_the_plain_sampler(shape, changes):
+    model = MODELS[shape]()
+    fast = draw(engine.sample, model, **changes)
+    assert_same_draws(fast, draw(rollout.sample, model, **changes))
+    assert max(len(one.response_ids) for one in fast) > 12, "rows must be longer than the window"
+
+
+def test_the_embedded_policy_draws_the_same_tokens():
+    loaded = loading.load("tiny", device="cpu", dtype="float32")
+    prompts = [loaded.encode(problem) for problem in ("9+8-4", "3*4", "7-9+2+5", "12*34", "1+1", "8+7-6+9-3")]
+    long = {"n": 8, "max_new_tokens": 64, "eos_ids": loaded.eos_ids}
+    fast, plain = (draw(sample, loaded.model, prompts, **long) for sample in (engine.sample, rollout.sample))
+    assert_same_draws(fast, plain)
+
+
+@pytest.mark.parametrize("cap", [500, 100, 1])  # several prompts, a few draws, one row at a time
+@pytest.mark.parametrize("shape", BOTH)
+def test_the_tokens_do_not_depend_on_which_rows_wait(shape, cap, monkeypatch):
+    model, joined, held = BOTH[shape](), [], []
+
+    def watched(parts, spare):
+        rows = join(parts, spare)
+        joined.append(len(parts))
+        held.append(rows.is_token.shape[0] * (rows.is_token.shape[2] - spare))
+        return rows
+
+    monkeypatch.setattr(sampler, "join", watched)
+    assert_same_draws(draw(engine.sample, model, max_cache_tokens=cap), draw(rollout.sample, model))
+    assert max(held) <= max(cap, 37), "no more rows than allowed"  # the longest row alone takes 37 columns
+    assert (2 in joined) == (cap > 1), "fresh rows must have come in beside others"
+
+
+@pytest.mark.parametrize("pack_share, spare", [(0.01, 1), (0.5, 3), (2.0, 1000)])
+def test_the_tokens_do_not_depend_on_when_the_batch_is_packed(pack_share, spare, monkeypatch):
+    model = llama()
+    monkeypatch.setattr(sampler, "PACK_SHARE", pack_share)
+    monkeypatch.setattr(sampler, "SPARE_COLUMNS", {"cpu": spare})
+    monkeypatch.setattr(sampler, "CHECK_EVERY", {"cpu": 1 if spare == 1 else 7})
+    assert_same_draws(draw(engine.sample, model), draw(rollout.sample, model))
+
+
+def test_a_captured_step_draws_the_same(monkeypatch):
+    """The path that CUDA takes, with a stand-in for the graph: fixed shapes, and the same tensors in each step."""
+    model = llama()
+
+    def stand_in(step, device):
+        batch = step.__self__
+
+        def tensors():
+            state = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+            inside = {"is_token": batch.rows.is_token, "column": batch.rows.column}
+            return state | inside | {"keys": batch.rows.cache.layers[0].keys}
+
+        captured = tensors()
+
+        def replay():
+            for name, value in tensors().items():
+                assert captured[name] is value, f"a graph would continue with the old {name}"
+            step()
+
+        return replay
+
+    monkeypatch.setattr(sampler, "_captured", stand_in)
+    monkeypatch.setattr(sampler, "GRAPH_DEVICES", {"cpu"})
+    monkeypatch.setattr(sampler, "CHECK_EVERY", {"cpu": 16})
+    long = {"max_new_tokens": 40}
+    assert_same_draws(draw(engine.sample, model, **long), draw(rollout.sample, model, **long))
+
+
+def test_a_prompt_is_computed_once_and_a_step_takes_one_token_of_a_row(monkeypatch):
+    model = llama()
+    shapes, forward = [], model.forward
+
+    def watched(**inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    draw(engine.sample, model, n=8, max_new_tokens=12)
+    assert shapes[0] == (len(PROMPTS), 7)
+    assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= 12
+    assert shapes[1][0] <= 32 and shapes[-1][0] <= 24, "finished rows have left"
+
+
+def test_other_attention_is_given_the_masks_it_wants():
+    model = llama()
+    expected = draw(rollout.sample, model)
+    model.set_attn_implementation("eager")
+    assert_same_draws(draw(engine.sample, model), expected)
+
+
+def test_under_autocast_the_cache_has_its_precision():
+    model = llama()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        _, rows = prefill(model, PROMPTS)
+        plain, fast = draw(rollout.sample, model, n=4), draw(engine.sample, model, n=4)
+    assert {t.dtype for layer in rows.cache.layers for t in (layer.keys, layer.values)} == {torch.bfloat16}
+    firsts = [[one.logprobs[0] for one in drawn] for drawn in (fast, plain)]
+    assert firsts[0] == pytest.approx(firsts[1], abs=0.1)
+
+
+def test_the_training_mode_is_kept(monkeypatch):
+    model = llama().train()
+    draw(engine.sample, model, n=1)
+    monkeypatch.setattr(model, "forward", lambda **inputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw(engine.sample, model, n=1)
+    assert model.training
+
+
+# ---- the update
+
+
+def ragged_samples(seed: int = 0, count: int = 12, prompts: int = 4) -> list[Sample]:
+    """Ragged samples of both kinds, with ragged prompts and single-token responses, some without advantage."""
+    rng = np.random.default_rng(seed)
+    shared = [rng.integers(2, 37, length).tolist() for length in [1, 9, 4, 6, 3][:prompts]]
+    return [
+        Sample(
+            prompt_ids=shared[k % prompts],
+            response_ids=rng.integers(1, 37, [1, 12, 5, 3, 7, 7, 2, 10][k % 8]).tolist(),
+            advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
+            kind="meta" if k % prompts == prompts - 1 else "solution",
+            group=k % prompts,
+        )
+        for k in range(count)
+    ]
+
+
+def go_backward(batch: list[Sample], logprobs: torch.Tensor) -> dict[str, float]:
+    """Weigh every token differently, so that no two of them could be mixed up."""
+    advantages = grpo.per_token([s.advantage + 0.5 for s in batch], batch, logprobs)
+    (logprobs * advantages * torch.cat([torch.tensor(s.response_ids) for s in batch]) / 1000).sum().backward()
+    return {"sum": float(logprobs.detach().sum()), "tokens": len(logprobs)}
+
+
+def gradients(over_batches, model, samples, token_budget=10_000) -> tuple[dict[str, torch.Tensor], dict]:
+    model.zero_grad()
+    figures = over_batches(model, samples, go_backward, token_budget)
+    return {name: p.grad.clone() for name, p in model.named_parameters()}, dict(figures)
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, gradient in left.items():
+        torch.testing.assert_close(gradient, right[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", MODELS)  # the windowed one goes through in whole sequences
+@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
+def test_the_gradients_are_those_of_the_plain_update(shape, token_budget):
+    model, samples = MODELS[shape](), ragged_samples()
+    expected, plain = gradients(grpo.over_batches, model, samples)
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
+    found, figures = gradients(update.over_batches, model, samples, token_budget)
+    assert_close(found, expected)
+    assert figures == pytest.approx(plain | {"oom_retries": 0}, rel=1e-5)
+
+
+def test_each_prompt_goes_through_the_model_once(monkeypatch):
+    model, samples = llama(), ragged_samples()
+    fed, forward = [], model.base_model.forward
+
+    def watched(**inputs):
+        fed.append(inputs["input_ids"].tolist())
+        return forward(**inputs)
+
+    monkeypatch.setattr(model.base_model, "forward", watched)
+    with torch.no_grad():
+        update.over_batches(model, samples, lambda batch, logprobs: grpo.keep("fast", batch, logprobs), 40)
+    prompt = samples[1].prompt_ids  # the longest, hence without padding
+    assert sum(row[-len(prompt) :] == prompt for rows in fed for row in rows) == 1
+    with torch.no_grad():
+        grpo.over_batches(model, samples, lambda batch, logprobs: grpo.keep("plain", batch, logprobs), 40)
+    for sample in samples:
+        torch.testing.assert_close(sample.kept["fast"], sample.kept["plain"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_a_whole_update_is_that_of_the_plain_one(minibatches):
+    options, reports, weights = UpdateOptions(kl_coef=0.1, minibatches=minibatches, token_budget=40), [], []
+    for over_batches in (grpo.over_batches, update.over_batches):
+        model = llama()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with_reference = {"reference": llama(1), "over_batches": over_batches}
+        reports.append(grpo.update(model, optimizer, ragged_samples(), options, **with_reference))
+        weights.append(dict(model.named_parameters()))
+    assert reports[1] == pytest.approx(reports[0], rel=1e-4, abs=1e-6)
+    assert_close(*weights)
