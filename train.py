@@ -30,21 +30,11 @@ from tqdm import tqdm
 import eval as evaluation
 import grpo
 import masa
-from engine import memory, parallel
+from engine import memory, parallel, run_folder
 from engine.command_line import OptionError, Parts, add_flags
 from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
-from engine.run_folder import (
-    RunError,
-    RunFolder,
-    Stopped,
-    StopRequest,
-    check_health,
-    choose_folder,
-    live,
-    read_config,
-    summary,
-)
+from engine.run_folder import RunError, RunFolder, Stopped, StopRequest
 from engine.update import OutOfMemory
 from eval import EvalOptions
 from grpo import Sample, UpdateOptions
@@ -121,10 +111,10 @@ class Trainer:
         """Start with nothing drawn.  reference: the frozen policy of the KL penalty.  Raises OptionError."""
         self.options, self.policy, self.source = options, policy, source
         self.reference = reference.model.requires_grad_(False) if reference else None
-        parameters, lr = list(policy.model.parameters()), options.update.lr
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=grpo.WEIGHT_DECAY)
-        # With moments of its own: supervised gradients are far larger than those of GRPO and would drown them.
-        self.expert_optimizer = torch.optim.AdamW(parameters, lr=options.imitation.expert_lr, weight_decay=0.0)
+        # Two optimizers: supervised gradients are far larger than those of GRPO and would drown them in shared moments.
+        parameters = list(policy.model.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=grpo.WEIGHT_DECAY)
+        self.expert_optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
         held_out = source.heldout(options.evaluation.eval_problems)
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
@@ -249,18 +239,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = o.update.lr * min(1.0, step / max(1, o.update.warmup_steps))
         lengths = {"solution": o.sampling.max_new_tokens, "meta": o.sampling.max_meta_tokens}
+        settings: dict[str, Any] = {"temperature": o.sampling.temperature, "max_lengths": lengths, "seed": step}
+        settings |= {"reference": self.reference, "over_batches": self.policy.over_batches}
         with self.policy.autocast():
-            figures = grpo.update(
-                self.policy.model,
-                self.optimizer,
-                samples,
-                o.update,
-                temperature=o.sampling.temperature,
-                max_lengths=lengths,
-                reference=self.reference,
-                seed=step,
-                over_batches=self.policy.over_batches,
-            )
+            figures = grpo.update(self.policy.model, self.optimizer, samples, o.update, **settings)
         self.count([sample for sample in samples if sample.advantage or self.reference], figures)
         lost = figures.pop("skipped_updates") > 0
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
@@ -279,9 +261,8 @@ class Trainer:
             messages = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
             samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in messages]
             with self.policy.autocast():
-                figures = grpo.imitate(
-                    self.policy.model, self.expert_optimizer, samples, o.update, over_batches=self.policy.over_batches
-                )
+                model, over_batches = self.policy.model, self.policy.over_batches
+                figures = grpo.imitate(model, self.expert_optimizer, samples, o.update, over_batches=over_batches)
             self.count(samples, figures)
             self.counters["experts_cloned"] += len(batch)
             loss = figures["expert_loss"]
@@ -314,9 +295,8 @@ class Trainer:
 
     def evaluate(self) -> tuple[dict[str, Any], list[Attempt]]:
         """Return figures and attempts on the held-out problems, neither skipped nor cut, always by the same draws."""
-        o = self.options
-        samples, predictions = o.evaluation.eval_samples, o.evaluation.eval_predictions
-        sampling = dataclasses.replace(o.sampling, samples=samples, predictions=predictions)
+        e = self.options.evaluation
+        sampling = dataclasses.replace(self.options.sampling, samples=e.eval_samples, predictions=e.eval_predictions)
         attempts = evaluation.attempt_all(self.policy, self.held_out, sampling, label="evaluating")
         result = evaluation.summarize(attempts)
         self.counters["verifier_timeouts"] += result["verifier_timeouts"]
@@ -357,14 +337,13 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             shown = [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]]
             folder.log(step, figures | counters | evaluated, shown)
             bar.update(min(step, 1))
-            bar.set_postfix_str(live(folder.rows))
-            check_health(trainer.policy.model, trainer.counters["bad_steps_in_a_row"], step)
+            bar.set_postfix_str(run_folder.live(folder.rows))
+            run_folder.check_health(trainer.policy.model, trainer.counters["bad_steps_in_a_row"], step)
             stopping = stop.requested()
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
                 folder.save(trainer, step)
             if stopping and step < o.run.steps:
-                name = signal.Signals(stopping).name
-                raise Stopped(stopping, f"ended by {name} after step {step} of {o.run.steps}")
+                raise Stopped(stopping, f"ended by {signal.Signals(stopping).name} after step {step} of {o.run.steps}")
     bar.close()
     return folder.rows
 
@@ -373,8 +352,8 @@ def resolve(given: dict[str, Any]) -> tuple[Options, Path]:
     """Return the options, from the command line over those of a resumed run, and the run's folder."""
     algo, model = given.get("algo", RunOptions.algo), given.get("model", ModelOptions.model)
     name = f"{algo}-{Path(model).name}-seed{given.get('seed', RunOptions.seed)}"
-    path = choose_folder(given.get("out", ""), name, given.get("resume", False))
-    config = read_config(path) if given.get("resume") else {}
+    path = run_folder.choose_folder(given.get("out", ""), name, given.get("resume", False))
+    config = run_folder.read_config(path) if given.get("resume") else {}
     if config and given.get("algo", config["algo"]) != config["algo"]:
         raise OptionError(f"--algo {algo}: {path} is a run of {config['algo']}; leave --algo out to resume it")
     return Options.of(config | given), path
@@ -402,7 +381,9 @@ def main() -> None:
             kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
             print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
             rows = train(options, path, kind)
-            print(f"\n{summary(rows)}\n\ntrained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}")
+            print(
+                f"\n{run_folder.summary(rows)}\n\ntrained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}"
+            )
     except Stopped as stop:
         print(f"\n{stop}; to continue: python train.py --resume --out {path}")
         sys.exit(128 + stop.number)
