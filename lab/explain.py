@@ -1,8 +1,8 @@
 """Tell one training step in full, with real numbers: `python train.py --explain`, along with any other option.
 
 The step is the trainer's own; its update is only watched, for log-probs before and after. Nothing is written to disk.
-Text from models and data files is printed with control characters escaped, and shortened if it is long. explain.txt holds
-the words for each stage of `Trainer.step`, the methods of `Story` add the numbers. Left out: gradients of weights.
+Text from models and data files is printed with control characters escaped, and shortened if it is long. explain.txt
+holds the words for each stage of `Trainer.step`; the methods of `Story` add the numbers. Left out: weight gradients.
 """
 
 import inspect
