@@ -34,7 +34,10 @@ LOGITS_AT_ONCE = 2**26
 
 @dataclass
 class UpdateOptions:
-    """How a batch of rollouts becomes an update. (Each option: its type, its help, and what its value must be.)"""
+    """How a batch of rollouts becomes an update.
+
+    For each option: its type, its help, what its value must be and its default for real models, and its default.
+    """
 
     lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 1e-4
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5

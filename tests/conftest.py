@@ -1,16 +1,22 @@
-"""What all tests share: no network, and scripts run without a new process for each."""
+"""What all tests share: no network, and scripts that run without a new process for each."""
 
 import contextlib
 import io
 import os
 import runpy
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # hubs answer at once that they are out of reach, in every process a test starts
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # in every process a test starts, the hub is reported unreachable at once
 
 ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--steps 3 --problems 4 --samples 4 --efficient-from 1 --eval-problems 6 --eval-samples 2 --eval-every 2".split()
+)
 
 
 @dataclass
@@ -27,18 +33,24 @@ def run_script(name: str, *arguments: str) -> Finished:
 
     A new process would take seconds to import torch.
     """
+    file = ROOT / name if name.endswith(".py") else ROOT / f"{name.replace('.', '/')}.py"
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, [name, *arguments]
     status = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            if name.endswith(".py"):
-                runpy.run_path(str(ROOT / name), run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            runpy.run_path(str(file), run_name="__main__")
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         err.write(str(stop.code))
     finally:
         sys.argv = argv
     return Finished(out.getvalue(), err.getvalue(), status)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """One run by the script itself, in a process of its own. No test may change it."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    subprocess.run([sys.executable, "train.py", *SMALL, "--out", str(out)], cwd=ROOT, check=True, timeout=240)
+    return out

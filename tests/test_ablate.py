@@ -1,39 +1,50 @@
-"""Ablations: what a variant means, and one small sweep end to end, twice."""
+"""Ablations: what a variant means, and one small sweep end to end, several times."""
 
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
 
 import ablate
-from options import Options, build_parser, preset
+from train import Options, build_parser
 
 
 @pytest.mark.parametrize("name", ablate.VARIANTS)
 def test_each_variant_is_a_set_of_options(name):
-    flags = ablate.Planned(name, ROOT / "nowhere", ablate.VARIANTS[name]).flags()
+    flags = ablate.Planned(name, Path("nowhere"), ablate.VARIANTS[name]).flags()
     parsed = vars(build_parser().parse_args(flags))
     assert parsed == ablate.VARIANTS[name]
-    Options(**preset(parsed["algo"], "tiny") | parsed)  # raises for options that make no sense
+    Options.of(parsed)  # raises for options that make no sense
 
 
 def test_a_variant_can_be_changed_by_name():
     assert ablate.variant_options("grpo+lr=2e-4") == {"algo": "grpo", "lr": 2e-4}
-    changed = ablate.variant_options("masa-efficient+gate-margin=0.2+gate=false+hints=true")
-    assert changed == {"algo": "masa-efficient", "gate_margin": 0.2, "gate": False, "hints": True}
-    for wrong in ("ppo", "grpo+learning=1"):
-        with pytest.raises(ValueError, match=wrong.partition("+")[2].partition("=")[0] or wrong):
+    changed = ablate.variant_options("masa-efficient+gate-margin=0.2+experts=false+hints=true+gate=both")
+    expected = {"gate_margin": 0.2, "experts": False, "hints": True, "gate": "both"}
+    assert changed == {"algo": "masa-efficient"} | expected
+    assert ablate.variant_options("grpo+kl_coef=0.1") == {"algo": "grpo", "kl_coef": 0.1}  # as config.json spells it
+    for wrong, message in (("ppo", "'ppo'"), ("grpo+learning=1", "'learning'")):
+        with pytest.raises(ValueError, match=message):
             ablate.variant_options(wrong)
 
 
-def test_help_lists_every_variant_with_its_flags():
+def test_a_plan_goes_seed_by_seed(tmp_path):
+    options = ablate.AblateOptions(seeds=2, first_seed=3, variants="grpo,masa", out=str(tmp_path))
+    runs = ablate.plan(options, ["--lr", "0.5"])
+    folders = [run.folder.relative_to(tmp_path).as_posix() for run in runs]
+    assert folders == ["grpo/seed-3", "masa/seed-3", "grpo/seed-4", "masa/seed-4"]
+    chosen = [tuple(run.options[name] for name in ("seed", "lr", "steps")) for run in runs]
+    assert chosen == [(3, 0.5, 160)] * 2 + [(4, 0.5, 160)] * 2
+
+
+def test_the_help_lists_every_variant_with_its_flags():
     printed = run_script("ablate.py", "--help").stdout
-    for name in ablate.VARIANTS:
-        assert f"  {name} " in printed
-    assert "--algo=grpo --oracle-gate=64" in printed and "-- OPTIONS" in printed
+    assert all(f"  {name} " in printed for name in ablate.VARIANTS)
+    assert "--algo=grpo --variant=oracle-gate" in printed and "-- OPTIONS" in printed
 
 
 SWEEP = "--seeds 1 --variants grpo,masa-efficient+gate-margin=0.2 --steps 2".split()
@@ -43,7 +54,7 @@ SMALL = "--problems 3 --samples 4 --efficient-from 1 --eval-problems 5 --eval-sa
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     out = tmp_path_factory.mktemp("ablation")
-    command = [sys.executable, "ablate.py", *SWEEP, "--out", str(out), "--", *SMALL]
+    command = [sys.executable, "ablate.py", *SWEEP, "--report", "--out", str(out), "--", *SMALL]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return out, finished.stdout
@@ -56,7 +67,7 @@ def test_a_sweep_leaves_runs_tables_and_a_report(sweep):
         assert config["steps"] == 2 and config["problems"] == 3
         assert name in (out / "comparison.md").read_text() and name in printed
     assert config["gate_margin"] == 0.2
-    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    assert (out / "report.html").read_text().lstrip().startswith("<!doctype html>")
 
 
 def test_finished_runs_are_not_run_again(sweep):
@@ -75,8 +86,8 @@ def test_a_failed_run_is_shown_and_the_others_are_compared(sweep):
     assert "nothing.jsonl" not in (out / "comparison.md").read_text()
 
 
-def test_a_broken_off_run_goes_on(sweep):
-    """With more steps than before, each run is resumed from its checkpoint, not begun again."""
+def test_an_unfinished_run_continues(sweep):
+    """With more steps than before, each run is resumed from its checkpoint, not started again."""
     out, _ = sweep
     first = {file: file.read_text().splitlines()[:3] for file in out.rglob("metrics.jsonl")}
     longer = [word if word != "2" else "3" for word in SWEEP]
@@ -91,8 +102,9 @@ def test_a_broken_off_run_goes_on(sweep):
     [
         ([*SWEEP, "--", *SMALL, "--lr", "0.5"], "found lr = 0.0001, expected 0.5"),
         (["--variants", "ppo"], "'ppo'"),
-        (["--variants", "grpo", "--", "--samples", "1"], "--samples: found 1"),
-        (["--seeds", "0"], "--seeds"),
+        (["--variants", "grpo", "--", "--samples", "1"], "--samples"),
+        (["--seeds", "0"], "--seeds: found 0"),
+        (["--jobs", "0"], "--jobs: found 0"),
     ],
 )
 def test_what_is_wrong_is_named_before_anything_runs(sweep, words, message):

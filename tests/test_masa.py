@@ -1,4 +1,4 @@
-"""Predictions: read, written, acted on. Properties by hypothesis, decisions by hand."""
+"""Predictions: reading and writing them (properties, by hypothesis), and decisions worked out by hand."""
 
 import json
 
@@ -16,25 +16,25 @@ predictions = st.builds(
     MetaPrediction,
     st.integers(0, 8).map(lambda count: count / 8),
     st.integers(1, masa.MAX_SOLUTION_LENGTH),
-    st.lists(st.text(st.characters(), max_size=20), max_size=5).map(tuple),  # lone surrogates too
+    st.lists(st.text(st.characters(), max_size=20), max_size=5).map(tuple),  # lone surrogates as well
 )
 
 
 @given(predictions)
-def test_what_is_rendered_is_parsed_again(prediction):
+def test_a_rendered_prediction_parses_to_itself(prediction):
     assert parse_meta(render_meta(prediction)) == prediction
     assert parse_meta(f"I think {{so}}:\n```json\n{render_meta(prediction)}\n``` {{\n") == prediction
-    render_meta(prediction).encode()  # a tokenizer wants UTF-8
+    render_meta(prediction).encode()  # tokenizers want UTF-8
 
 
 @given(st.text(st.characters()) | st.text('{}[]":,0123456789.eE-+ntfapsolutin_rgh\\'))
-def test_any_text_is_parsed_to_a_valid_prediction_or_none(text):
+def test_any_text_parses_to_a_valid_prediction_or_none(text):
     prediction = parse_meta(text)
     assert prediction is None or (0 <= prediction.pass_rate <= 1 and prediction.solution_length >= 1)
 
 
 @given(st.permutations(list(GOOD)), st.sampled_from([None, 0, 4]), st.sampled_from([(",", ":"), (" , ", " : ")]))
-def test_order_and_spacing_do_not_matter(order, indent, separators):
+def test_key_order_and_spacing_do_not_matter(order, indent, separators):
     assert parse_meta(json.dumps({key: GOOD[key] for key in order}, indent=indent, separators=separators)) == PARSED
 
 
@@ -43,30 +43,14 @@ def test_a_pass_rate_is_rounded_to_the_nearest_eighth():
     assert parse_meta(render_meta(MetaPrediction(0.32, 5, ()))) == MetaPrediction(0.375, 5, ())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pass_rate": 9},
-        {"pass_rate": -1},
-        {"pass_rate": True},
-        {"pass_rate": 0.5},
-        {"pass_rate": float("nan")},
-        {"pass_rate": float("inf")},
-        {"pass_rate": "5"},
-        {"pass_rate": None},
-        {"solution_length": 0},
-        {"solution_length": -3},
-        {"solution_length": 1.5},
-        {"solution_length": False},
-        {"solution_length": 10**7},
-        {"solution_length": [33]},
-        {"notions": "carry"},
-        {"notions": [1]},
-        {"notions": None},
-        {"notions": {"carry": 1}},
-    ],
-    ids=str,
-)
+BAD = {
+    "pass_rate": [9, -1, True, 0.5, float("nan"), float("inf"), "5", None],
+    "solution_length": [0, -3, 1.5, False, 10**7, [33]],
+    "notions": ["carry", [1], None, {"carry": 1}],
+}
+
+
+@pytest.mark.parametrize("change", [{key: value} for key, values in BAD.items() for value in values], ids=str)
 def test_a_bad_value_makes_the_prediction_none(change):
     assert parse_meta(json.dumps(GOOD)) == PARSED
     assert parse_meta(json.dumps(GOOD | change)) is None
@@ -80,7 +64,7 @@ def test_a_missing_key_makes_the_prediction_none(key):
 def test_the_last_whole_object_counts():
     other = json.dumps(GOOD | {"pass_rate": 1})
     assert parse_meta(f"{other} no, rather {json.dumps(GOOD)}") == PARSED
-    assert parse_meta(f"{json.dumps(GOOD)} or {other[:-5]}") == PARSED  # the second is torn
+    assert parse_meta(f"{json.dumps(GOOD)} or {other[:-5]}") == PARSED  # the second is cut off
     assert parse_meta(f"{json.dumps(GOOD)} {json.dumps(GOOD | {'pass_rate': 99})}") is None
     assert parse_meta(f'{json.dumps(GOOD)} and in short {{"x": 1}} {{}}') == PARSED
 
@@ -92,67 +76,69 @@ def test_hostile_text_is_no_prediction(text):
     assert parse_meta(text) is None
 
 
-def rates(*values, length=30):
-    return [None if value is None else MetaPrediction(value, length, ()) for value in values]
+def rates(*values):
+    return [None if value is None else MetaPrediction(value, 30, ()) for value in values]
 
 
 @pytest.mark.parametrize(
-    "given_rates, skipped",
+    "given_rates, options, skipped",
     [
-        ((0.0, 0.0, 0.0, 0.0), True),
-        ((1.0, 1.0, 0.875, 1.0), True),  # mean .969, standard deviation .054
-        ((0.0, 0.0, 0.25, 0.0), False),  # mean .0625, but standard deviation .108
-        ((0.5, 0.5, 0.5, 0.5), False),  # they agree, on a problem that teaches
-        ((0.125, 0.125, 0.125), False),  # mean .125 > .1
-        ((0.0, None), True),  # half parsed
-        ((0.0, None, None), False),  # fewer than half
-        ((None, None), False),
-        ((), False),
-        ((1.0,), True),
-        ((0.1, 0.1, 0.1), True),  # the margin is included, whatever floating point makes of the mean
-        ((0.95, 0.85), True),
+        ((0.0, 0.0, 0.0, 0.0), {}, True),
+        ((1.0, 1.0, 0.875, 1.0), {}, True),  # mean 0.969, standard deviation 0.054
+        ((0.0, 0.0, 0.25, 0.0), {}, False),  # mean 0.0625, but standard deviation 0.108
+        ((0.5, 0.5, 0.5, 0.5), {}, False),  # they agree, but on a problem that teaches
+        ((0.125, 0.125, 0.125), {}, False),  # mean 0.125 > 0.1
+        ((0.0, None), {}, True),  # half of them parsed
+        ((0.0, None, None), {}, False),  # fewer than half
+        ((None, None), {}, False),
+        ((), {}, False),
+        ((1.0,), {}, True),
+        ((0.1, 0.1, 0.1), {}, True),  # the margin is included, whatever floating point makes of the mean
+        ((0.95, 0.85), {}, True),
+        ((0.0, 0.1875), {}, True),  # population standard deviation 0.09375 < 0.1; of the sample it is 0.1326
+        ((0.25, 0.25), {"margin": 0.25}, True),
+        ((0.0, 0.2), {"std_threshold": 0.1}, False),  # 0.1 is not below 0.1
+        ((0.0, 0.0), {"easy": False}, True),
+        ((1.0, 1.0), {"easy": False}, False),  # predicted all right, which only `easy` skips
     ],
 )
-def test_the_gate_by_hand(given_rates, skipped):
-    assert should_skip(rates(*given_rates)) is skipped
+def test_gate_decisions_worked_out_by_hand(given_rates, options, skipped):
+    assert should_skip(rates(*given_rates), **options) is skipped
 
 
-def test_the_gate_uses_the_population_standard_deviation_and_includes_its_margin():
-    pair = rates(0.0, 0.1875)  # population .09375 < .1, sample .1326
-    assert should_skip(pair)
-    assert should_skip(rates(0.25, 0.25), margin=0.25)
-    assert not should_skip(rates(0.0, 0.2), std_threshold=0.1)  # .1 is not below .1
+def test_the_predicted_pass_rate_is_a_mean_over_those_that_parsed():
+    assert masa.predicted_pass_rate(rates(0.25, 0.75, None)) == 0.5
+    assert masa.predicted_pass_rate(rates(0.25, None, None)) is None  # too few to act on
+    assert masa.predicted_pass_rate([]) is None
 
 
-def test_the_limit_by_hand():
-    def predicted(*lengths):
-        return [None if x is None else MetaPrediction(0.5, x, ()) for x in lengths]
-
-    assert length_limit(predicted(10, 20, 90), ceiling=1000) == 40  # twice the median
-    assert length_limit(predicted(10, 15), ceiling=1000) == 25  # 2 x 12.5
-    assert length_limit(predicted(10, 15), multiplier=1.5, ceiling=1000) == 19  # 18.75, rounded up
-    assert length_limit(predicted(100), multiplier=1.1, ceiling=1000) == 110  # 110.00000000000001 in floating point
-    assert length_limit(predicted(600, 700), ceiling=1000) == 1000
-    assert length_limit(predicted(10, None), ceiling=1000) == 20
-    assert length_limit(predicted(10, None, None), ceiling=1000) == 1000
-    assert length_limit([], ceiling=1000) == 1000
-    assert length_limit(predicted(1), multiplier=0.1) == 1
+@pytest.mark.parametrize(
+    "lengths, options, limit",
+    [
+        ((10, 20, 90), {}, 40),  # twice the median
+        ((10, 15), {}, 25),  # 2 x 12.5
+        ((10, 15), {"multiplier": 1.5}, 19),  # 18.75, rounded up
+        ((100,), {"multiplier": 1.1}, 110),  # 110.00000000000001 in floating point
+        ((600, 700), {}, 1000),
+        ((10, None), {}, 20),
+        ((10, None, None), {}, 1000),
+        ((), {}, 1000),
+        ((1,), {"multiplier": 0.1}, 1),
+    ],
+)
+def test_limits_worked_out_by_hand(lengths, options, limit):
+    group = [None if length is None else MetaPrediction(0.5, length, ()) for length in lengths]
+    assert length_limit(group, ceiling=1000, **options) == limit
 
 
 def test_an_expert_has_the_best_notions_and_the_true_figures():
     group = [MetaPrediction(0.0, 9, ("a",)), None, MetaPrediction(1.0, 70, ("b", "c")), MetaPrediction(0.5, 5, ("d",))]
     expert = expert_target(group, [0.3, 0.0, 0.5, 0.5], [20, 31, 40], pass_rate=3 / 8)
     assert expert == MetaPrediction(3 / 8, 31, ("b", "c"))
-    assert expert_target(group, [0.19, 0.0, 0.1, 0.0], [20], 0.5) is None  # below .2
-    assert expert_target(group, [0.2, 0.0, 0.1, 0.0], [20], 0.5).notions == ("a",)  # .2 is enough
-    assert expert_target(group, [0.3, 0.0, 0.5, 0.5], [], 0.0) is None  # no correct rollout, no true length
+    assert expert_target(group, [0.19, 0.0, 0.1, 0.0], [20], 0.5) is None  # below 0.2
+    assert expert_target(group, [0.2, 0.0, 0.1, 0.0], [20], 0.5).notions == ("a",)  # 0.2 is enough
+    assert expert_target(group, [0.3, 0.0, 0.5, 0.5], [], 0.0) is None  # no correct rollout, so no true length
     assert expert_target([], [], [20], 0.5) is None
-
-
-def test_a_gate_that_is_not_for_easy_problems_skips_the_hopeless_only():
-    hopeless, easy = ([MetaPrediction(rate, 10, ())] * 4 for rate in (0.0, 1.0))
-    assert should_skip(hopeless) and should_skip(easy)
-    assert should_skip(hopeless, easy=False) and not should_skip(easy, easy=False)
 
 
 def test_failures_have_an_expert_only_if_asked_for():
@@ -163,13 +149,13 @@ def test_failures_have_an_expert_only_if_asked_for():
     assert expert_target(group, [0.0, 0.5, 0.0], [7], 0.5, failures=True) == MetaPrediction(0.5, 7, ("a",))
 
 
-def test_hints_are_the_notions_named_most():
+def test_hints_are_the_notions_named_most_often():
     group = [MetaPrediction(0, 1, notions) for notions in (("a", "b", "b"), ("b", "c"), ("c", "b"))]
     assert hint_notions(group, count=2) == ("b", "c")
     assert hint_notions([None, None, group[0]]) == ()
 
 
-def test_prompts_hold_what_they_must():
+def test_prompts_name_everything_that_the_answer_needs():
     assert "1 + 1 = ?" in masa.solution_prompt("1 + 1 = ?") and "\\boxed{" in masa.solution_prompt("1 + 1 = ?")
     assert "carry, borrow" in masa.solution_prompt("x", ["carry", "borrow"])
     prompt = masa.meta_prompt("1 + 1 = ?", 777)

@@ -1,22 +1,24 @@
-"""Rewards against values worked out by hand."""
+"""Rewards, against values worked out by hand."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attempts import Attempt, Sampling, solve
 from masa import MetaPrediction
-from models import policy as policies
-from problems.tasks import Problem
+from models import loading
+from problems.source import Problem
 from rewards import (
     AlignmentRewards,
+    RewardOptions,
     alignment_rewards,
     difficulty_reward,
     length_reward,
+    mean_rewards,
     notion_reward,
     solution_reward,
 )
+from rollout import Attempt, SamplingOptions, solve
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ from rewards import (
     [
         ("so \\boxed{17}", "17", 1.0),
         ("so \\boxed{17.0}", "17", 1.0),
-        ("first \\boxed{17}, no: \\boxed{18}", "17", 0.0),  # the last one counts
+        ("first \\boxed{17}, no: \\boxed{18}", "17", 0.0),  # the last box counts
         ("17", "17", 0.0),  # not boxed
         ("\\boxed{17", "17", 0.0),  # cut off
         ("\\boxed{}", "17", 0.0),
@@ -38,7 +40,7 @@ def test_solution_reward(response, truth, reward):
 @pytest.mark.parametrize(
     "predicted, lengths, reward",
     [
-        (20, [20, 30], 1.0),  # both ends included
+        (20, [20, 30], 1.0),  # both ends count
         (30, [20, 30], 1.0),
         (25, [30, 20], 1.0),
         (19, [20, 30], 0.0),
@@ -51,11 +53,12 @@ def test_length_reward(predicted, lengths, reward):
     assert length_reward(predicted, lengths) == reward
 
 
-def test_difficulty_reward():
-    assert difficulty_reward(0.5, 0.5) == 1.0
-    assert difficulty_reward(0.25, 0.75) == pytest.approx(0.1)
-    assert difficulty_reward(1.0, 0.0) == pytest.approx(0.01)
-    assert difficulty_reward(0.0, 0.5, base=0.25) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    "predicted, actual, base, reward",
+    [(0.5, 0.5, 0.01, 1.0), (0.25, 0.75, 0.01, 0.1), (1.0, 0.0, 0.01, 0.01), (0.0, 0.5, 0.25, 0.5)],
+)
+def test_difficulty_reward(predicted, actual, base, reward):
+    assert difficulty_reward(predicted, actual, base) == pytest.approx(reward)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
@@ -71,32 +74,30 @@ CORRECT = [True, True, False, False]
 @pytest.mark.parametrize(
     "notions, reward",
     [
-        (["carry"], 1.0),  # in 2 right, 0 wrong: "carrying" is another word
-        (["borrow"], 0.0),  # 1 right, 1 wrong: not more
+        (["carry"], 1.0),  # in 2 right and 0 wrong ones: "carrying" is another word
+        (["borrow"], 0.0),  # in 1 right and 1 wrong one: not more
         (["carry", "borrow"], 0.5),
-        (["carry", "borrow", "zeta"], 1 / 3),  # a notion nobody uses counts as predicted
+        (["carry", "borrow", "zeta"], 1 / 3),  # a notion that no response uses still counts as predicted
         (["Carry", "carry"], 1.0),  # the same notion
-        (["carry", "chain"], 1.0),  # "chain" stands in the problem, struck out
-        (["chain"], 0.0),  # nothing left
+        (["carry", "chain"], 1.0),  # "chain" is in the problem and is struck out
+        (["chain"], 0.0),  # no notion is left
         ([], 0.0),
         (["", "  "], 0.0),
         (["a  CARRY"], 1.0),  # a phrase, whatever its spacing
         (["prime number"], 0.0),  # only in a wrong one
-        (["(carry"], 0.0),  # no pattern language: this stands nowhere
+        (["(carry"], 0.0),  # not a pattern, but text that occurs nowhere
         ([".*"], 0.0),
-        ([","], 1.0),  # a sign needs no space around it: the first response has one
+        ([","], 1.0),  # a sign needs no space around it: the first response has a comma
     ],
 )
 def test_notion_reward(notions, reward):
     assert notion_reward(notions, RESPONSES, CORRECT, "A chain of sums") == pytest.approx(reward)
 
 
-def test_a_notion_is_counted_once_for_each_rollout():
-    # "x" ten times in one right rollout, once in each of two wrong ones: 1 against 2
+def test_notions_count_once_per_rollout_and_need_a_correct_one():
+    # ten times in one right rollout, once in each of two wrong ones: 1 against 2
     assert notion_reward(["x"], ["x " * 10, "x", "x"], [True, False, False], "") == 0.0
-
-
-def test_notions_without_a_correct_rollout_earn_nothing():
+    # no correct rollout
     assert notion_reward(["carry"], RESPONSES, [False] * 4, "") == 0.0
 
 
@@ -106,54 +107,56 @@ def test_notion_reward_is_a_share(notions, rollouts):
     assert 0.0 <= notion_reward(notions, responses, correct, "problem") <= 1.0
 
 
-def test_the_meta_reward_is_the_mean_of_the_components_that_are_on():
+def test_the_meta_reward_is_the_mean_of_the_chosen_components():
     prediction = MetaPrediction(0.5, 25, ("carry", "borrow"))
     rewards = alignment_rewards(prediction, [20, 30], 0.75, RESPONSES, CORRECT, "A chain of sums")
     assert rewards == AlignmentRewards(1.0, pytest.approx(0.01**0.25), 0.5)
     assert rewards.mean() == pytest.approx((1 + 0.31623 + 0.5) / 3, abs=1e-5)
     assert rewards.mean(("length", "notion")) == 0.75
     assert rewards.mean(()) == 0.0
+    assert mean_rewards([rewards, AlignmentRewards()])["reward_notion"] == 0.25
+    assert mean_rewards([]) == {"reward_length": None, "reward_difficulty": None, "reward_notion": None}
+
+
+def test_components_are_chosen_by_name():
+    assert RewardOptions("length, notion").components == ("length", "notion")
+    assert RewardOptions("").components == ()
+    with pytest.raises(ValueError, match="--meta-rewards: found speed, expected some of length, difficulty, notion"):
+        RewardOptions("length,speed").components  # noqa: B018
 
 
 def test_a_prediction_that_did_not_parse_earns_nothing():
     assert alignment_rewards(None, [20], 1.0, ["x"], [True], "").mean() == 0.0
 
 
-@pytest.mark.parametrize(
-    "answer", ["B", "(b)", "B.", r"\text{B}", "(B) Paris", "B) Paris", "B: Paris", r"\textbf{(B)}"]
-)
-def test_a_choice_is_a_letter_whatever_is_written_behind_it(answer):
-    assert solution_reward(f"\\boxed{{{answer}}}", "B", "choice") == 1.0
-    assert solution_reward(f"\\boxed{{{answer}}}", "C", "choice") == 0.0
-
-
-def test_no_letter_is_no_choice():
-    assert solution_reward(r"\boxed{Bern}", "B", "choice") == 0.0
-    assert solution_reward(r"\boxed{Paris}", "B", "choice") == 0.0
+LETTERS = ["B", "(b)", "B.", r"\text{B}", "(B) Paris", "B) Paris", "B: Paris", r"\textbf{(B)}"]
 
 
 @pytest.mark.parametrize(
-    "answer, truth, right",
+    "kind, answer, truth, reward",
     [
-        ("True", "true", 1.0),
-        ("yes", "True", 1.0),
-        (r"\text{False}.", "false", 1.0),
-        ("Uncertain", "unknown", 1.0),
-        ("unknown", "Uncertain", 1.0),
-        ("true", "unknown", 0.0),
-        ("no", "true", 0.0),
-        ("not true", "true", 0.0),
-        ("7", "true", 0.0),
+        *[("choice", answer, "B", 1.0) for answer in LETTERS],  # the letter counts, whatever is written after it
+        *[("choice", answer, "C", 0.0) for answer in LETTERS],
+        ("choice", "Bern", "B", 0.0),  # a word is no letter
+        ("choice", "Paris", "B", 0.0),
+        ("truth", "True", "true", 1.0),
+        ("truth", "yes", "True", 1.0),
+        ("truth", r"\text{False}.", "false", 1.0),
+        ("truth", "Uncertain", "unknown", 1.0),
+        ("truth", "unknown", "Uncertain", 1.0),
+        ("truth", "true", "unknown", 0.0),
+        ("truth", "no", "true", 0.0),
+        ("truth", "not true", "true", 0.0),
+        ("truth", "7", "true", 0.0),
     ],
 )
-def test_a_truth_is_one_of_three_verdicts(answer, truth, right):
-    assert solution_reward(f"\\boxed{{{answer}}}", truth, "truth") == right
+def test_solution_reward_by_kind_of_answer(kind, answer, truth, reward):
+    assert solution_reward(f"\\boxed{{{answer}}}", truth, kind) == reward
 
 
-def test_verification_goes_by_the_kind_of_the_problem():
-    problem = Problem("Is it true?", "Uncertain", kind="truth")
-    attempt = Attempt(problem)
-    policy = policies.load("tiny", device="cpu")
+def test_solutions_are_verified_by_the_kind_of_their_problem():
+    attempt = Attempt(Problem("Is it true?", "Uncertain", kind="truth"))
+    policy = loading.load("tiny", device="cpu")
     policy.decode = lambda ids: r"\boxed{unknown}"
-    solve(policy, [attempt], 2, Sampling(4, 4), torch.Generator().manual_seed(0))
+    solve(policy, [attempt], SamplingOptions(samples=2, max_new_tokens=4), torch.Generator().manual_seed(0))
     assert attempt.correct == [True, True]
