@@ -54,7 +54,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 WINDOW = 128  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 # What may go wrong without a fault in the code: the message says everything, and a traceback would hide it.
-EXPECTED = OptionError, RunError, OutOfMemory, PolicyError, ProblemError, parallel.LaunchError
+EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
 
 
 @dataclass
@@ -338,8 +338,9 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             folder.log(step, figures | counters | evaluated, shown)
             bar.update(min(step, 1))
             bar.set_postfix_str(run_folder.live(folder.rows))
-            run_folder.check_health(trainer.policy.model, trainer.counters["bad_steps_in_a_row"], step)
-            stopping = stop.requested()
+            bad_steps = trainer.counters["bad_steps_in_a_row"]
+            run_folder.check_health(trainer.policy.model, bad_steps, step, trainer.policy.agree)
+            stopping = stop.requested(trainer.policy.agree)
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
                 folder.save(trainer, step)
             if stopping and step < o.run.steps:

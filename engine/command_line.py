@@ -35,15 +35,16 @@ class Declared(NamedTuple):
     def check(self, value: Any) -> None:
         """Raise OptionError for a value out of bounds."""
         least, above, most = (self.bounds.get(name) for name in ("least", "above", "most"))
+        choices = get_args(self.kind)
         expected = {
             f"at least {least}": least is None or value >= least,
             f"above {above}": above is None or value > above,
             f"at most {most}": most is None or value <= most,
-            f"one of {', '.join(map(str, get_args(self.kind)))}": not get_args(self.kind)
-            or value in get_args(self.kind),
+            f"one of {', '.join(map(str, choices))}": not choices or value in choices,
         }
-        if failed := [text for text, holds in expected.items() if not holds]:
-            raise OptionError(f"{self.flag}: found {value!r}, expected {failed[0]}")
+        for text, holds in expected.items():
+            if not holds:
+                raise OptionError(f"{self.flag}: found {value!r}, expected {text}")
 
 
 def declared(options: type) -> Iterator[Declared]:
@@ -82,6 +83,15 @@ def add_flags(
             else:
                 arguments |= {"type": option.kind, "metavar": {int: "N", float: "X"}.get(option.kind, "TEXT")}
             group.add_argument(option.flag, **arguments)
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give options these values."""
+    flags = []
+    for name, value in values.items():
+        prefix, suffix = ("" if value else "no-", "") if isinstance(value, bool) else ("", f"={value}")
+        flags.append(f"--{prefix}{name.replace('_', '-')}{suffix}")
+    return flags
 
 
 def defaults_for(model: str, classes: Iterable[type]) -> dict[str, Any]:

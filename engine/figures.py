@@ -134,9 +134,8 @@ def eval_overview(results: Sequence[dict[str, Any]]) -> str:
     """Return a line for each model on each source."""
     lines = [f"{'pass@1':<10}{'greedy':<10}{'tokens':<10}model, data"]
     for r in results:
-        lines.append(
-            f"{r['pass1']:<10.3f}{_shown(r.get('greedy')):<10}{r['mean_length']:<10.1f}{r['model']}, {r['data']}"
-        )
+        figures = f"{r['pass1']:<10.3f}{_shown(r.get('greedy')):<10}{r['mean_length']:<10.1f}"
+        lines.append(f"{figures}{r['model']}, {r['data']}")
     return "\n".join(lines)
 
 

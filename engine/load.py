@@ -1,10 +1,12 @@
 """Load a policy and choose how it runs: the one place where plain functions are replaced by faster ones.
 
 sampler        `engine.sampler.sample` for every model: it draws the tokens of `rollout.sample`, faster
-over_batches   `engine.update.over_batches` for models of real size, on GPUs and for several processes; the small
-               embedded policy gains nothing from it and keeps `grpo.over_batches`
-spread         `engine.parallel.spread` if there are several processes
+over_batches   `engine.update.over_batches` for models of real size and on GPUs; the small embedded policy gains nothing
+               from it and keeps `grpo.over_batches`. With several processes, `engine.parallel.over_batches`
+spread, agree  `engine.parallel.spread` and `largest` if there are several processes
 """
+
+from operator import methodcaller
 
 from engine import parallel, sampler, update
 from engine.command_line import OptionError
@@ -31,14 +33,14 @@ def load_policy(options: ModelOptions, name: str = "", samples: bool = True) -> 
         options.dtype,
     )
     policy.sampler = sampler.sample
-    large = policy.model.config.get_text_config().hidden_size >= SHARED_PROMPTS_SIZE
-    if large or device == "cuda" or parallel.world() > 1:
+    if device == "cuda" or policy.model.config.get_text_config().hidden_size >= SHARED_PROMPTS_SIZE:
         policy.over_batches = update.over_batches
     if parallel.world() > 1:
-        policy.spread, policy.agree, policy.rank = parallel.spread, parallel.largest, parallel.rank()
+        policy.over_batches, policy.rank = parallel.over_batches, parallel.rank()
+        policy.spread, policy.agree = parallel.spread, parallel.largest
     if options.shard:
         if samples:
             policy.sampling_copy = policy.make_copy().to(device)
         parallel.shard(policy.model, device)
-        policy.whole = parallel.whole
+        policy.whole = methodcaller("full_tensor")
     return policy

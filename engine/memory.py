@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine import parallel
-from engine.command_line import declared
+from engine.command_line import as_flags, declared
 from grpo import LOGITS_AT_ONCE, UpdateOptions
 from masa import ImitationOptions
 from models.loading import ModelOptions
@@ -25,12 +25,10 @@ GB = 10**9
 MARGIN = 1.0 * GB
 SIZES = (16, 24, 80, 141)  # GB: T4 or 4060 Ti, 3090 or 4090, A100 or H100, H200
 Options = Mapping[str, Any]  # names -> values of a run's options, all of them or those that `needs` reads
-# Options that save memory. Each letter of the table stands for one of them, to be added to those before it.
-REMEDIES: dict[str, dict[str, Any]] = {
-    "G": {"gradient_checkpointing": True},
-    "S": {"max_cache_tokens": 2**15, "token_budget": 4096},
-    "E": {"experts": False},
-}
+# Options that save memory, by the letters that stand for them in the table: each row adds one to those before it.
+G = {"gradient_checkpointing": True}
+GS = G | {"max_cache_tokens": 2**15, "token_budget": 4096}
+REMEDIES: dict[str, dict[str, Any]] = {"yes": {}, "G": G, "GS": GS, "GSE": GS | {"experts": False}}
 
 
 @dataclass(frozen=True)
@@ -110,27 +108,16 @@ def needs(shape: Shape, options: Options, world: int = 1) -> dict[str, float]:
 def remedy(shape: Shape, options: Options, capacity: float, world: int = 1) -> tuple[str, dict, int] | None:
     """Find what makes a model fit into `capacity` bytes on each GPU.
 
-    Returns letters of `REMEDIES`, the options they stand for, and the number of GPUs; None if nothing helps.
+    Returns a name from `REMEDIES`, the options to change, and the number of GPUs; None if nothing helps.
     """
-    ways = [(letters, world, False) for letters in ("", "G", "GS", "GSE")]
-    ways += [(letters, gpus, True) for gpus in (2, 4, 8, 16, 32, 64) for letters in ("GS", "GSE")]
-    for letters, gpus, shard in ways:
-        changes: dict[str, Any] = {"shard": True} if shard else {}
-        for letter in letters:
-            changes |= REMEDIES[letter]
-        if needs(shape, {**options, **changes}, gpus)["peak"] <= capacity:
-            return letters, changes, gpus
+    ways: list[tuple[int, dict[str, Any]]] = [(world, {})]
+    ways += [(gpus, {"shard": True}) for gpus in (2, 4, 8, 16, 32, 64) if gpus >= world]
+    for gpus, shard in ways:
+        for name, saving in REMEDIES.items():
+            changes = {option: value for option, value in (saving | shard).items() if options[option] != value}
+            if needs(shape, {**options, **changes}, gpus)["peak"] <= capacity:
+                return name, changes, gpus
     return None
-
-
-def flags(changes: Options, options: Options) -> str:
-    """Write changes of options as flags of the command line."""
-    shown = []
-    for name, value in changes.items():
-        flag = name.replace("_", "-")
-        if value != options[name]:
-            shown.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {value}")
-    return " ".join(shown)
 
 
 def report(shape: Shape, options: Options, capacity: float, world: int = 1) -> str:
@@ -140,12 +127,11 @@ def report(shape: Shape, options: Options, capacity: float, world: int = 1) -> s
     text = f"estimated memory, GB on each GPU: {listed}; at the peak {parts['peak'] / GB:.1f} of {capacity / GB:.1f}"
     if parts["peak"] <= capacity:
         return text
-    way = remedy(shape, options, capacity, world)
-    if not way:
+    if not (way := remedy(shape, options, capacity, world)):
         return f"{text}\nThis is too much, and no option makes it fit. Take a smaller model."
     _, changes, gpus = way
     launcher = f" under torchrun --nproc-per-node {gpus}" if gpus > world else ""
-    return f"{text}\nThis is too much; this would fit: {flags(changes, options)}{launcher}"
+    return f"{text}\nThis is too much; this would fit: {' '.join(as_flags(changes))}{launcher}"
 
 
 def announce(policy: Any, options: Options) -> None:
@@ -170,8 +156,8 @@ def main() -> None:
         parts = needs(shape, options)
         cells = [f"{parts[name] / GB:.1f}" for name in names]
         for size in SIZES:
-            letters, _, gpus = remedy(shape, options, size * GB) or ("no", {}, 1)
-            cells.append((letters or "yes") + (f", {gpus} GPUs" if gpus > 1 else ""))
+            remedies, _, gpus = remedy(shape, options, size * GB) or ("no", {}, 1)
+            cells.append(remedies + (f", {gpus} GPUs" if gpus > 1 else ""))
         print(f"| {model} | {' | '.join(cells)} |")
 
 

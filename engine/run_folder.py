@@ -22,10 +22,9 @@ import os
 import pickle
 import shutil
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -58,13 +57,15 @@ class RunFolder:
         checkpoints, but none that can be used.
         """
         self.path, self.config, self.keep = path, config, keep
+        self.writes, self.sharded = parallel.rank() == 0, config.get("shard", False)
         rows = read_rows(path / "metrics.jsonl") if resume else []
         # One rank looks for all: they must agree on the checkpoint.
-        self.checkpoint: Path | None = parallel.from_first(lambda: _newest_whole(path, rows) if resume else None)
+        found = parallel.spread(lambda runs: [_newest_whole(run, rows) for run in runs], [path] if resume else [])
+        self.checkpoint: Path | None = found[0] if found else None
         self.last = _step(self.checkpoint) if self.checkpoint else -1
         self.rows = [row for row in rows if row["step"] <= self.last]
-        self.wall_before = self.rows[-1]["wall_s"] if self.rows else 0.0
-        self.started = time.monotonic()
+        # As if the run had started when its rows say, so that the time between the two is not counted.
+        self.started = time.monotonic() - (self.rows[-1]["wall_s"] if self.rows else 0.0)
 
     def restore(self, trainer: Any) -> int:
         """Give the trainer the state of the checkpoint and remove from the folder what came after it.
@@ -73,28 +74,40 @@ class RunFolder:
         Raises RunError if the folder cannot be written, or if the state is more than plain data: it is never run.
         """
         if self.checkpoint:
-            _set_state(trainer, self.checkpoint / STATE)
+            self._load_state(trainer, self.checkpoint / STATE)
         parallel.wait()  # all ranks have read the folder before rank 0 changes it
-        if parallel.rank() == 0:
-            with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                replace_text(self.path / "config.json", json.dumps(self.config, indent=2) + "\n")
-                for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-                    kept = [row for row in read_rows(self.path / name) if row["step"] <= self.last]
-                    replace_text(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
-                self._tidy()
+        if not self.writes:
+            return self.last
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            texts = {"config.json": json.dumps(self.config, indent=2) + "\n"}
+            for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
+                kept = [row for row in read_rows(self.path / name) if row["step"] <= self.last]
+                texts[name] = "".join(json.dumps(row) + "\n" for row in kept)
+            for name, text in texts.items():  # each by a rename: if the process is killed meanwhile, the old one stays
+                aside = self.path / f"writing-{name}"
+                aside.write_text(text)
+                put_in_place(aside, self.path / name)
+            for path in checkpoints(self.path):
+                if _step(path) > self.last:  # it cannot be used, but someone may need it
+                    unusable = path.with_name(f"unusable-{path.name}")
+                    shutil.rmtree(unusable, ignore_errors=True)
+                    os.replace(path, unusable)
+            self._delete_older()
         return self.last
 
-    def _tidy(self) -> None:
-        """Rename checkpoints that cannot be used, and delete what a killed run had no time to delete."""
-        for path in (self.path / "checkpoints").glob("writing-*"):
-            shutil.rmtree(path)
-        for path in checkpoints(self.path):
-            if _step(path) > self.last:
-                unusable = path.with_name(f"unusable-{path.name}")
-                shutil.rmtree(unusable, ignore_errors=True)
-                os.replace(path, unusable)
-        self._delete_older()
+    def _load_state(self, trainer: Any, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise RunError(f"{path}: expected only numbers, texts and tensors, found other objects") from error
+        trainer.drawn, trainer.counters = state["drawn"], Counter(state["counters"])
+        trainer.experts = [tuple(pair) for pair in state["experts"]]
+        trainer.explored.extend(tuple(judged) for judged in state["explored"])
+        for name in ("optimizer", "expert_optimizer"):
+            if self.sharded:
+                parallel.split_state(state[name], list(trainer.policy.model.parameters()))
+            getattr(trainer, name).load_state_dict(state[name])
 
     def _delete_older(self) -> None:
         for path in checkpoints(self.path)[: -self.keep]:
@@ -105,8 +118,8 @@ class RunFolder:
 
         A figure that is not finite becomes null.  Raises RunError if the folder cannot be written.
         """
-        wall = round(self.wall_before + time.monotonic() - self.started, 3)
         infinite = {name: None for name, value in figures.items() if isinstance(value, float) and not isfinite(value)}
+        wall = round(time.monotonic() - self.started, 3)
         self.rows.append({"step": step, "wall_s": wall, **figures, **infinite})
         self._append("rollouts.jsonl", transcripts)
         self._append("metrics.jsonl", self.rows[-1:])
@@ -119,7 +132,7 @@ class RunFolder:
         self._append("evaluations.jsonl", [{"step": step, "training_s": round(training_s, 3), "problems": problems}])
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        if parallel.rank() > 0:
+        if not self.writes:
             return
         with writing(self.path), open(self.path / name, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -131,52 +144,29 @@ class RunFolder:
 
         Raises RunError, with the earlier checkpoints untouched, if the folder cannot be written.
         """
-        weights, state = _state_of(trainer)  # all ranks, because a sharded model is gathered from all
-        if parallel.rank() > 0:
+        whole = parallel.whole_state if self.sharded else lambda state: state  # a sharded model: all ranks gather it
+        weights = whole(dict(trainer.policy.model.named_parameters())) if self.sharded else None
+        state = {
+            "drawn": trainer.drawn,
+            "counters": dict(trainer.counters),
+            "experts": list(trainer.experts),
+            "explored": list(trainer.explored),
+            "optimizer": whole(trainer.optimizer.state_dict()),
+            "expert_optimizer": whole(trainer.expert_optimizer.state_dict()),
+        }
+        if not self.writes:
             return
-        directory = self.path / "checkpoints" / f"step-{step}"
-        aside = directory.with_name(f"writing-{directory.name}")
+        aside = self.path / "checkpoints" / "writing"
         with writing(self.path):
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)  # a killed run had no time to delete it
             try:
                 trainer.policy.save(aside, weights)
                 torch.save(state, aside / STATE)
                 (aside / MANIFEST).write_text(json.dumps({"row": self.rows[-1], "files": _checksums(aside)}))
-                for path in [*aside.rglob("*"), aside]:
-                    flush(path)
-                os.replace(aside, directory)
-                flush(directory.parent)
+                put_in_place(aside, self.path / "checkpoints" / f"step-{step}")
             finally:
                 shutil.rmtree(aside, ignore_errors=True)  # a failed one may be what fills the disk
             self._delete_older()
-
-
-def _state_of(trainer: Any) -> tuple[dict | None, dict[str, Any]]:
-    """Return the gathered weights of a sharded model (None for any other) and all other state, on rank 0."""
-    model = trainer.policy.model
-    with torch.no_grad():
-        weights = parallel.whole_state(dict(model.named_parameters())) if parallel.is_sharded(model) else None
-    return weights, {
-        "drawn": trainer.drawn,
-        "counters": dict(trainer.counters),
-        "experts": list(trainer.experts),
-        "explored": list(trainer.explored),
-        "optimizer": parallel.whole_state(trainer.optimizer.state_dict()),
-        "expert_optimizer": parallel.whole_state(trainer.expert_optimizer.state_dict()),
-    }
-
-
-def _set_state(trainer: Any, path: Path) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise RunError(f"{path}: expected only numbers, texts and tensors, found other objects; not loaded") from error
-    trainer.drawn, trainer.counters = state["drawn"], Counter(state["counters"])
-    trainer.experts = [tuple(pair) for pair in state["experts"]]
-    trainer.explored.extend(tuple(judged) for judged in state["explored"])
-    parameters = list(trainer.policy.model.parameters())
-    for name in ("optimizer", "expert_optimizer"):
-        getattr(trainer, name).load_state_dict(parallel.split_state(state[name], parameters))
 
 
 # ---- finding and reading
@@ -199,13 +189,11 @@ def choose_folder(out: str, name: str, resume: bool) -> Path:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Read the rows of a .jsonl file that have a step, without a torn last line, as a killed run leaves it."""
+    """Read the rows of a .jsonl file, without a torn last line, as a killed run leaves it."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+            rows.append(json.loads(line))
     return rows
 
 
@@ -232,8 +220,7 @@ def _newest_whole(run: Path, rows: list[dict]) -> Path | None:
     """Return the newest checkpoint that is whole and belongs to these rows, and print the faults of newer ones."""
     paths = checkpoints(run)
     for directory in reversed(paths):
-        fault = _fault(directory, rows)
-        if not fault:
+        if not (fault := _fault(directory, rows)):
             return directory
         print(f"{directory} cannot be used: {fault}")
     if paths:
@@ -246,14 +233,14 @@ def _fault(directory: Path, rows: list[dict]) -> str:
     """Return what keeps a checkpoint from being used, or an empty string."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
-        files, row, step = manifest["files"], manifest["row"], manifest["row"]["step"]
+        files, row, name = manifest["files"], manifest["row"], f"step-{manifest['row']['step']}"
         found = _checksums(directory)
     except (OSError, ValueError, KeyError, TypeError):
         return f"not written by train.py: expected a readable {MANIFEST} that lists its files"
-    damaged = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+    damaged = sorted(file for file in files.keys() | found.keys() if files.get(file) != found.get(file))
     if damaged:
         return f"torn: {', '.join(damaged)} differ from what was written"
-    if directory.name != f"step-{step}" or row not in rows:
+    if directory.name != name or row not in rows:
         return "foreign: metrics.jsonl of this run has no such step, or has it with other figures"
     return ""
 
@@ -261,10 +248,9 @@ def _fault(directory: Path, rows: list[dict]) -> str:
 def _checksums(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of every file but the manifest. Names in a manifest are only compared, never opened."""
     sums = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with open(path, "rb") as file:
-                sums[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in (path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with open(path, "rb") as file:
+            sums[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
 
 
@@ -278,28 +264,23 @@ def writing(run: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two come from safetensors and torch.save
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(
-            f"cannot write to {run}: {reason}\n"
-            "Earlier checkpoints are untouched. Make room or make the folder writable, then add --resume."
-        ) from error
+        advice = "Earlier checkpoints are untouched. Make room or make the folder writable, then add --resume."
+        raise RunError(f"cannot write to {run}: {reason}\n{advice}") from error
 
 
-def flush(path: Path) -> None:
-    """Wait until the disk holds a file or folder, before anything relies on it (Windows cannot do it for folders)."""
-    if os.name != "nt":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+def put_in_place(aside: Path, path: Path) -> None:
+    """Rename a file or folder once the disk holds all of it, and wait until the disk holds the new name."""
+
+    def flush(path: Path) -> None:
+        if os.name != "nt":  # Windows cannot do it for folders
+            descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
-        finally:
             os.close(descriptor)
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a text file with a single rename: a process that is killed meanwhile leaves the old one."""
-    aside = path.with_name(f"writing-{path.name}")
-    aside.write_text(text)
-    flush(aside)
+    for written in (*aside.rglob("*"), aside):
+        flush(written)
     os.replace(aside, path)
+    flush(path.parent)
 
 
 # ---- ending
@@ -322,9 +303,7 @@ class StopRequest:
     number, since = 0, 0.0  # the first signal that came, and when
 
     def __enter__(self) -> "StopRequest":
-        self.before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -339,21 +318,21 @@ class StopRequest:
             with contextlib.suppress(OSError):  # not print, because a handler may interrupt a print
                 os.write(2, b"\nending after this step, with a checkpoint; press Ctrl-C again to end at once\n")
 
-    def requested(self) -> int:
-        """Return the number of the signal that any rank has noted, or 0. All ranks must call this."""
-        return parallel.largest(self.number)
+    def requested(self, agree: Callable[[int], int] = int) -> int:
+        """Return the number of the signal that any rank has noted, or 0.  agree: see `Policy`; all ranks call this."""
+        return agree(self.number)
 
 
-def check_health(model: Any, bad_steps: int, step: int) -> None:
+def check_health(model: Any, bad_steps: int, step: int, agree: Callable[[int], int] = int) -> None:
     """Raise RunError if training cannot recover, before a checkpoint is written over a good one.
 
-    bad_steps: how many steps in a row, up to this one, had a gradient that was not finite.
+    bad_steps: how many steps in a row, up to this one, had a gradient that was not finite.  agree: see `Policy`.
     """
     parts = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]  # this rank's, if sharded
-    finite = not parallel.largest(not all(bool(part.isfinite().all()) for part in parts))
-    if finite and bad_steps < MAX_BAD_STEPS:
+    spoilt = agree(not all(bool(part.isfinite().all()) for part in parts))
+    if not spoilt and bad_steps < MAX_BAD_STEPS:
         return
-    fault = f"the gradient was not finite {bad_steps} times in a row" if finite else "a weight is not finite"
+    fault = "a weight is not finite" if spoilt else f"the gradient was not finite {bad_steps} times in a row"
     raise RunError(
         f"step {step}: {fault}. The last checkpoint is good: resume from it with a lower --lr (or --expert-lr) or a "
         "longer --warmup-steps. A reward or a log-prob may also be at fault."
@@ -362,42 +341,45 @@ def check_health(model: Any, bad_steps: int, step: int) -> None:
 
 # ---- what a person sees of a run
 
+IN_BAR = {"train_pass_rate": "right", "gated_frac": "gated"}
+IN_SUMMARY = {
+    "tokens_solution": "tokens in solutions",
+    "tokens_meta": "tokens in predictions",
+    "gated_frac": "problems gated",
+    "cutoff_frac": "solutions cut",
+    "experts_cloned": "expert predictions imitated",
+    "unparsed_predictions": "predictions not parsed",
+    "skipped_updates": "updates lost to NaN or inf",
+}
+
 
 def live(rows: Sequence[dict]) -> str:
     """Return the figures that a person wants to see while waiting."""
-    row, shown = rows[-1], []
-    evaluated = [r["eval_pass1"] for r in rows if r.get("eval_pass1") is not None]
-    if row.get("train_pass_rate") is not None:
-        shown.append(f"right {row['train_pass_rate']:.2f}")
-    if row.get("gated_frac"):
-        shown.append(f"gated {row['gated_frac']:.0%}")
-    shown.append(f"tokens {(row['tokens_solution'] + row['tokens_meta']) / 1e6:.2f}M")
-    return ", ".join(shown + [f"held-out pass@1 {value:.3f}" for value in evaluated[-1:]])
+    row = rows[-1]
+    shown = [f"tokens {(row['tokens_solution'] + row['tokens_meta']) / 1e6:.2f}M"]
+    shown += [f"{label} {row[name]:.2f}" for name, label in IN_BAR.items() if row.get(name) is not None]
+    return ", ".join(shown + [f"held-out pass@1 {row['eval_pass1']:.3f}" for row in _evaluated(rows)[-1:]])
+
+
+def _evaluated(rows: Sequence[dict]) -> list[dict]:
+    return [row for row in rows if row.get("eval_pass1") is not None]
 
 
 def summary(rows: Sequence[dict]) -> str:
     """Return a table of the held-out figures before and after training, and of what the training cost."""
-    evaluated = [row for row in rows if row.get("eval_pass1") is not None]
-    first, last = evaluated[0], evaluated[-1]
+    first, *_, last = _evaluated(rows) * 2
     steps = [f"step {row['step']}" for row in (first, last)]
     lines = [f"{'held-out problems':<28}{steps[0]:>10}{steps[1]:>10}{'change':>10}"]
-    for name in ["eval_pass1", *(name for name in last if name.startswith("eval_reward_"))]:
-        before, after = first.get(name), last.get(name)
+    for name in ("eval_pass1", *(name for name in last if name.startswith("eval_reward_"))):
+        before, after = first.get(name), last[name]
         label = "pass@1" if name == "eval_pass1" else f"{name.removeprefix('eval_reward_')} reward"
         if before is not None and after is not None:
             lines.append(f"{label:<28}{before:>10.3f}{after:>10.3f}{after - before:>+10.3f}")
-
-    def count(label: str, name: str) -> str:
-        return f"{label:<28}{last.get(name, 0):>10,}"
-
-    def share(label: str, name: str) -> str:
-        shares = [row[name] for row in rows if row.get(name)]
-        return f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} of a batch, in {len(shares)} steps"
-
-    lines += ["", count("tokens in solutions", "tokens_solution"), count("tokens in predictions", "tokens_meta")]
-    lines += [share("problems gated", "gated_frac"), share("solutions cut", "cutoff_frac")]
-    lines.append(count("expert predictions imitated", "experts_cloned"))
-    lines.append(count("predictions not parsed", "unparsed_predictions"))
-    if last.get("skipped_updates"):
-        lines.append(count("updates lost", "skipped_updates") + " to gradients that were not finite")
+    lines.append("")
+    for name, label in IN_SUMMARY.items():
+        if name.endswith("_frac"):
+            shares = [row[name] for row in rows if row.get(name)]
+            lines.append(f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} of a batch, in {len(shares)} steps")
+        elif last.get(name) or name != "skipped_updates":
+            lines.append(f"{label:<28}{last.get(name, 0):>10,}")
     return "\n".join([*lines, f"{'wall time':<28}{last['wall_s']:>9.0f}s"])

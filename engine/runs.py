@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.command_line import OptionError
+from engine.command_line import OptionError, as_flags
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 MAY_DIFFER = ("out", "resume", "device", "steps")  # options that may be others when a run is continued
@@ -30,15 +30,7 @@ class Planned:
     options: dict[str, Any]
 
     def flags(self) -> list[str]:
-        flags = []
-        for name, value in self.options.items():
-            flag = name.replace("_", "-")
-            is_bool = isinstance(value, bool)
-            flags.append(f"--{'' if value else 'no-'}{flag}" if is_bool else f"--{flag}={value}")
-        return flags
-
-    def command(self) -> list[str]:
-        return [sys.executable, str(TRAIN), "--resume", f"--out={self.folder}", *self.flags()]
+        return as_flags(self.options)
 
     def steps_done(self) -> int:
         """Return the last whole step in metrics.jsonl, 0 before there is one."""
@@ -57,10 +49,8 @@ class Planned:
         for name, wanted in every_option.items():
             if name not in MAY_DIFFER and name in config and config[name] != wanted:
                 raise OptionError(f"{file}: found {name} = {config[name]!r}, expected {wanted!r}; name another --out")
-        if self.steps_done() > self.options["steps"]:
-            raise OptionError(
-                f"{self.folder}: found {self.steps_done()} steps, expected at most {self.options['steps']}"
-            )
+        if (done := self.steps_done()) > self.options["steps"]:
+            raise OptionError(f"{self.folder}: found {done} steps, expected at most {self.options['steps']}")
 
 
 def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
@@ -77,9 +67,8 @@ def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 with open(run.folder / "log.txt", "a") as log:
                     # In a session of its own: Ctrl-C is for this process, which then ends each run once.
-                    process = subprocess.Popen(
-                        run.command(), stdout=log, stderr=log, env=threads, start_new_session=True
-                    )
+                    command = [sys.executable, str(TRAIN), "--resume", f"--out={run.folder}", *run.flags()]
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env=threads, start_new_session=True)
                 running.append((run, process))
             time.sleep(POLL_SECONDS)
             bar.n = sum(run.steps_done() for run in runs)

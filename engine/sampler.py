@@ -308,18 +308,26 @@ def join(parts: list[Part], spare: int) -> Rows:
 
 def prefill(model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Rows]:
     """Run each prompt once and return its next-token logits, (P, V), with the cache that this leaves."""
-    input_ids, mask = pad_left(prompts, model.device)  # (P, W)
     cache = Cache(layer_class_to_replicate=ColumnLayer)
-    logits = model(
+    last, mask = run_prompts(model, prompts, cache)
+    column = torch.full((1,), mask.shape[1], device=model.device)
+    return model.get_output_embeddings()(last), Rows(cache, mask.bool()[:, None, :, None], column)
+
+
+def run_prompts(model, prompts: Sequence[Sequence[int]], cache: Cache) -> tuple[Tensor, Tensor]:
+    """Run each prompt once; return the last hidden states, (P, H), which predict the next tokens, and the mask (P, W).
+
+    The keys and values of the prompts are left in the cache.
+    """
+    input_ids, mask = pad_left(prompts, model.device)
+    hidden = model.base_model(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),  # padding is not counted
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    column = torch.full((1,), input_ids.shape[1], device=model.device)
-    return logits, Rows(cache, mask.bool()[:, None, :, None], column)
+    ).last_hidden_state
+    return hidden[:, -1], mask
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,17 @@
-"""Compute the gradients of `grpo.over_batches` faster, within the memory there is, and on several devices.
+"""Compute the gradients of `grpo.over_batches` faster, and within the memory there is.
 
 `grpo.update` and `grpo.imitate` take the function `over_batches` as an argument. The one here is given to them where it
-pays, and differs from the plain one in three ways:
+pays, and differs from the plain one in two ways:
 
 - A prompt goes through the model once for all of its responses, not once for each (`SharedPrompts`).
 - When memory runs out, the pass over the batch starts again with half the token budget.
-- With several processes, each rank works on its share of the groups, and gradients and figures are summed.
 
-Left out: packing several sequences into one row, which needs attention kernels that not every device has.
-Run `python -m engine.update` for a worked example.
+Several processes divide the work in `engine/parallel.py`. Left out: packing several sequences into one row, which needs
+attention kernels that not every device has. Run `python -m engine.update` for a worked example.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,12 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, DynamicLayer
 
 import grpo
-from engine import parallel
-from engine.sampler import layer_kinds, pad_left
-from grpo import Sample, Work, head_logprobs, micro_batches, token_logprobs
-
-# What a rank computes while other ranks of a sharded model have more micro-batches than it has.
-FILLER = [Sample([0], [0])]
+from engine.sampler import layer_kinds, run_prompts
+from grpo import Sample, Work, head_logprobs, micro_batches
 
 
 class OutOfMemory(RuntimeError):
@@ -40,19 +35,16 @@ def over_batches(
     """Call work(micro-batch, its log-probs (N,)) on all samples, and return the sum of the figures it returns.
 
     As in `grpo.over_batches`, `work` goes backward itself if it wants gradients. No parameter may have a gradient
-    before the call. With several ranks, each works on the samples whose group number modulo the number of ranks is its
-    own; afterwards all ranks have the gradients and figures of all samples. The figure "oom_retries" counts how often
-    memory ran out and the pass started again with half the token budget.
-
-    Raises OutOfMemory if the longest sample alone does not fit, or if memory runs out on a sharded model.
+    before the call. The figure "oom_retries" counts how often memory ran out and the pass started again with half the
+    token budget.  Raises OutOfMemory if the longest sample alone does not fit.
     """
-    own = [sample for sample in samples if sample.group % parallel.world() == parallel.rank()]
-    longest = max((len(sample.prompt_ids) + len(sample.response_ids) for sample in own), default=0)
+    longest = max((len(sample.prompt_ids) + len(sample.response_ids) for sample in samples), default=0)
     retries = 0
     while True:
         try:
-            figures = _one_pass(model, own, work, token_budget, temperature)
-            break
+            figures = _one_pass(model, samples, work, token_budget, temperature)
+            figures["oom_retries"] = retries
+            return figures
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
@@ -61,42 +53,22 @@ def over_batches(
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if token_budget <= longest or parallel.is_sharded(model):  # the ranks of a sharded model must stay in step
+        if token_budget <= longest:
             raise OutOfMemory(
                 f"out of memory in the update: micro-batches had at most {token_budget} tokens, the longest sample has "
                 f"{longest}: {reason}\nLower --token-budget or --max-new-tokens, or add --gradient-checkpointing."
             )
         token_budget //= 2
         retries += 1
-    figures["oom_retries"] = retries
-    if torch.is_grad_enabled():
-        parallel.sum_gradients(model)
-    return parallel.total(figures)
 
 
-def _one_pass(model: Any, samples: list[Sample], work: Work, token_budget: int, temperature: float) -> Counter:
-    """Call `work` on all micro-batches of this rank and return the sum of the figures."""
+def _one_pass(model: Any, samples: Sequence[Sample], work: Work, token_budget: int, temperature: float) -> Counter:
+    """Call `work` on all micro-batches, with each prompt computed once, and return the sum of the figures."""
+    # Prompts cannot run apart from their responses with gradient checkpointing, which keeps no keys and values, nor
+    # with sliding windows, which keep only the last.
+    if model.is_activation_checkpointing or layer_kinds(model) != {DynamicLayer}:
+        return grpo.over_batches(model, samples, work, token_budget, temperature)
     figures: Counter = Counter()
-    for batch, logprobs in _with_logprobs(model, samples, token_budget, temperature):
-        figures.update(work(batch, logprobs))
-    return figures
-
-
-def _with_logprobs(
-    model: Any, samples: list[Sample], token_budget: int, temperature: float
-) -> Iterator[tuple[list[Sample], Tensor]]:
-    """Yield each micro-batch with its log-probs. Gradients are complete once the iterator has ended."""
-    if not _is_shareable(model):
-        batches = list(micro_batches(samples, token_budget))
-        # Every pass gathers a sharded model from all ranks: if one made fewer passes, the others would wait forever.
-        fillers = parallel.largest(len(batches)) - len(batches) if parallel.is_sharded(model) else 0
-        for batch in batches:
-            yield batch, parallel.run(model, token_logprobs, model, batch, temperature)
-        for _ in range(fillers):
-            logprobs = parallel.run(model, token_logprobs, model, FILLER, temperature)
-            if logprobs.requires_grad:
-                (0 * logprobs.sum()).backward()
-        return
     groups: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
@@ -104,18 +76,9 @@ def _with_logprobs(
         distinct = [tuple(sample.prompt_ids) for sample in some]
         prompts = SharedPrompts(model, distinct)
         for batch in micro_batches([sample for prompt in distinct for sample in groups[prompt]], token_budget):
-            yield batch, prompts.response_logprobs(batch, temperature)
+            figures.update(work(batch, prompts.response_logprobs(batch, temperature)))
         prompts.backward()
-
-
-def _is_shareable(model) -> bool:
-    """Return whether prompts can be run apart from their responses.
-
-    Not with gradient checkpointing, which keeps no keys and values, nor with sliding windows, which keep only the last,
-    nor with a sharded model, whose ranks must all make the same number of passes.
-    """
-    checkpointing, sharded = model.is_activation_checkpointing, parallel.is_sharded(model)
-    return layer_kinds(model) == {DynamicLayer} and not checkpointing and not sharded
+    return figures
 
 
 class SharedPrompts:
@@ -128,15 +91,8 @@ class SharedPrompts:
     def __init__(self, model: Any, prompts: list[tuple[int, ...]]) -> None:
         self.model = model
         self.row = {prompt: row for row, prompt in enumerate(prompts)}
-        ids, self.mask = pad_left(prompts, model.device)  # (P, L)
         cache: Any = DynamicCache(config=model.config)
-        last = model.base_model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=(self.mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]  # (P, H), which predicts the first token of a response
+        last, self.mask = run_prompts(model, prompts, cache)  # (P, H) and (P, L)
         self.computed = [last] + [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         # Float32 even under autocast, because the gradients of many responses are added up here.
         self.detached = [
@@ -188,10 +144,10 @@ def main() -> None:
     samples = [Sample([5, 6, 7], [2, 3, 1]), Sample([5, 6, 7], [4, 1]), Sample([8], [9, 1])]
     print("Two responses, [2, 3, 1] and [4, 1], to the prompt [5, 6, 7], and one, [9, 1], to [8]; a random model.")
 
-    def work(shown: list, batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
+    def work(shown: list[float], batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
         logprobs.sum().backward()
         shown += [round(x, 4) for x in logprobs.tolist()]
-        return {"tokens": len(logprobs)}
+        return {}
 
     for name, function in (("plain", grpo.over_batches), ("prompts once", over_batches)):
         shown: list[float] = []

@@ -7,5 +7,5 @@
     spend.py        at inference: predict first, then decide what to solve   python -m lab.spend EVALUATIONS
     bench.py        speed and memory beside other libraries                  python -m lab.bench
 
-report.py and the calibration curves need two more packages: pip install -r requirements-lab.txt
+report.py and the calibration curves need more packages: pip install -r requirements-lab.txt
 """

@@ -1,7 +1,7 @@
 """Measure meta-awareness: how well do a policy's predictions fit what it then does on problems it never trained on?
 
     python -m lab.awareness                                         # a worked example
-    python -m lab.awareness runs/main/masa-efficient --solvable     # before and after training, all seeds together
+    python -m lab.awareness runs/main/masa-efficient                # before and after training, all seeds together
     python -m lab.awareness runs/eval/evaluations.jsonl --levels 1,2
 
 A problem's predicted pass rate is the mean of its parsed predictions and its predicted length their median, as gate and
@@ -16,10 +16,10 @@ Left out: confidence intervals; lab/compare.py has them over seeds.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import chain, compress
 from math import comb
 from pathlib import Path
 from statistics import fmean
@@ -29,12 +29,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import masa
+from engine.run_folder import read_rows
 from masa import MetaPrediction
 
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
 Predictions = list[MetaPrediction | None]  # of one problem; None: did not parse
+Row = dict[str, Any]  # of a table: {column: value}
 
 
 def correlation(a: ArrayLike, b: ArrayLike) -> float | None:
@@ -59,13 +61,12 @@ def calibration_error(predicted: NDArray, correct: NDArray, drawn: NDArray) -> f
     return float(np.abs(np.bincount(bins, weights=predicted * drawn - correct)).sum() / drawn.sum())
 
 
-def reliability(predicted: ArrayLike, correct: ArrayLike, drawn: ArrayLike) -> list[tuple[float, float]]:
+def reliability(predicted: ArrayLike, correct: Sequence[int], drawn: Sequence[int]) -> list[tuple[float, float]]:
     """Return (mean predicted, actual pass rate) of each bin that holds a problem, in rising order."""
     from sklearn.calibration import calibration_curve
 
-    p, c, n = np.asarray(predicted, float), np.asarray(correct, int), np.asarray(drawn, int)
-    outcomes = np.repeat([1, 0], [c.sum(), (n - c).sum()])  # one entry per solution
-    actual, mean_predicted = calibration_curve(outcomes, np.concatenate([p.repeat(c), p.repeat(n - c)]), n_bins=BINS)
+    outcomes = [i < c for c, n in zip(correct, drawn, strict=True) for i in range(n)]  # one entry per solution
+    actual, mean_predicted = calibration_curve(outcomes, np.repeat(predicted, drawn), n_bins=BINS)
     return list(zip(mean_predicted.tolist(), actual.tolist(), strict=True))
 
 
@@ -80,13 +81,12 @@ def zero_variance_chance(correct: int, drawn: int, group: int) -> float:
 
 def rate_distribution(correct: ArrayLike, drawn: ArrayLike) -> NDArray:
     """Return the weights (len(GRID),) of the distribution of true pass rates under which the counts are likeliest."""
-    pairs, times = np.unique(np.stack([correct, drawn], axis=1).astype(float), axis=0, return_counts=True)
+    pairs, times = np.unique(np.stack([correct, drawn], axis=1), axis=0, return_counts=True)
     c, n = pairs[:, :1], pairs[:, 1:]
     likelihood = GRID**c * (1 - GRID) ** (n - c)  # (distinct counts, grid), up to a constant factor per row
     weights = np.full(len(GRID), 1 / len(GRID))
-    for _ in range(EM_STEPS):
-        posterior = weights * likelihood
-        weights = times @ (posterior / posterior.sum(axis=1, keepdims=True)) / times.sum()
+    for _ in range(EM_STEPS):  # the mean over problems of their posterior distributions
+        weights *= times / times.sum() / (likelihood @ weights) @ likelihood
     return weights
 
 
@@ -121,43 +121,18 @@ def oracle_gate(correct: ArrayLike, drawn: ArrayLike, group: int, share: float) 
 # ------------------------------------------------------------------------------- the rows of evaluations.jsonl
 
 
-def read_rows(file: Path) -> list[dict]:
-    """Return the objects of a JSONL file. Raises ValueError if it cannot be read."""
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: expected one JSON object on each line: {error}") from error
-
-
 def read_predictions(problem: dict) -> Predictions:
     """Rebuild the predictions of a problem, whatever fields MetaPrediction has today.
 
-    A field that the row lacks becomes None, and one that MetaPrediction lacks is dropped; `field_notes` says so.
-    Without a pass rate or a length, which gate and cutoff need, a prediction counts as not parsed.
+    A field that a row lacks becomes None, and one that MetaPrediction lacks is dropped. Without a pass rate or a
+    length, which gate and cutoff need, a prediction counts as not parsed.
     """
-
-    def rebuild(row: dict | None) -> MetaPrediction | None:
-        if not row or row.get("pass_rate") is None or row.get("solution_length") is None:
-            return None
-        names = [field.name for field in fields(MetaPrediction)]
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v := row.get(k), list) else v for k in names}
-        return MetaPrediction(**values)
-
-    return [rebuild(row) for row in problem["predictions"]]
-
-
-def field_notes(problems: Sequence[dict]) -> list[str]:
-    """Return a sentence for each field in which the stored predictions differ from MetaPrediction."""
-    rows = [row for problem in problems for row in problem["predictions"] if row]
-    known = {field.name for field in fields(MetaPrediction)}
-    lacking = {name: sum(name not in row for row in rows) for name in sorted(known.union(*rows))}
-    return [
-        f"{count} of {len(rows)} predictions have no {name}; they were made before it existed."
-        if name in known
-        else f"Predictions have a field {name} that MetaPrediction does not know; it is ignored."
-        for name, count in lacking.items()
-        if count or name not in known
-    ]
+    answers: Predictions = []
+    for row in problem["predictions"]:
+        values = {field.name: (row or {}).get(field.name) for field in fields(MetaPrediction)}
+        acts = values["pass_rate"] is not None and values["solution_length"] is not None
+        answers.append(MetaPrediction(**values | {"notions": tuple(values["notions"] or ())}) if acts else None)
+    return answers
 
 
 def awareness(
@@ -169,25 +144,24 @@ def awareness(
     gate that is "off" is judged as "hopeless" and a cutoff of 0.0 as 2.0: by what they would have done.
     """
     predictions = [read_predictions(problem) for problem in problems]
-    rates = np.array([np.nan if (p := masa.predicted_pass_rate(q)) is None else p for q in predictions])
+    rates = np.array([masa.predicted_pass_rate(answers) for answers in predictions], float)  # NaN where there is none
     correct = np.array([sum(problem["correct"]) for problem in problems])
     drawn = np.array([len(problem["correct"]) for problem in problems])
     rewards = [r for p, q in zip(problems, predictions, strict=True) for r, m in zip(p["rewards"], q, strict=True) if m]
-    gate_figures = _gate_figures(problems, predictions, rates, group, gate == "both", gate_margin)
+    gated = _gate_figures(problems, predictions, rates, group, gate == "both", gate_margin)
     return {
         "problems": len(problems),
         "problems_predicted": int((~np.isnan(rates)).sum()),
         "pass@1": float((correct / drawn).mean()),
         "pass_rate": _pass_rate_figures(rates, correct, drawn),
         "length": _length_figures(problems, predictions),
-        "rewards": {  # means over the predictions that parsed
-            name: fmean(row[name] for row in rewards if name in row)
-            for name in dict.fromkeys(name for row in rewards for name in row)
+        # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
+        "rewards": {
+            name: fmean(row[name] for row in rewards if name in row) for name in dict.fromkeys(chain(*rewards))
         },
-        "gate": gate_figures,
-        "oracle": oracle_gate(correct, drawn, group, gate_figures["share_skipped"]),
+        "gate": gated,
+        "oracle": oracle_gate(correct, drawn, group, gated["share_skipped"]),
         "cutoff": _cutoff_figures(problems, predictions, cutoff or 2.0),
-        "notes": field_notes(problems),
     }
 
 
@@ -202,25 +176,22 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
         "mean_error": float(np.abs(p - c / n).mean()),
         "calibration_error": calibration_error(p, c, n),
         "Brier_score": brier_score(p, c, n),
-        "Brier_score_of_a_constant": float(c.sum() / n.sum() * (1 - c.sum() / n.sum())),  # the mean, for every problem
+        "Brier_score_of_a_constant": brier_score(c.sum() / n.sum(), c, n),  # the mean, for every problem
         "spread": float(p.std()),  # 0: the same prediction for every problem
     }
 
 
 def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]) -> dict[str, float | None]:
     """Compare predicted with correct lengths, over the problems that have a correct solution."""
-    predicted, actual, inside = [], [], []
-    for problem, answers in zip(problems, predictions, strict=True):
-        lengths = [n for n, right in zip(problem["lengths"], problem["correct"], strict=True) if right]
-        parsed = [answer.solution_length for answer in answers if answer]
-        if lengths and parsed:
-            predicted.append(np.median(parsed))
-            actual.append(np.median(lengths))
-            inside += [min(lengths) <= length <= max(lengths) for length in parsed]
+    parsed = [[answer.solution_length for answer in answers if answer] for answers in predictions]
+    correct = [list(compress(problem["lengths"], problem["correct"])) for problem in problems]
+    pairs = [(ours, right) for ours, right in zip(parsed, correct, strict=True) if ours and right]
+    predicted, actual = [np.median(ours) for ours, _ in pairs], [np.median(right) for _, right in pairs]
+    inside = [min(right) <= length <= max(right) for ours, right in pairs for length in ours]
     return {
-        "share_within_correct_lengths": float(np.mean(inside)) if inside else None,
+        "share_within_correct_lengths": fmean(inside) if inside else None,
         "correlation": correlation(predicted, actual),
-        "mean_error_in_tokens": float(np.abs(np.subtract(predicted, actual)).mean()) if predicted else None,
+        "mean_error_in_tokens": float(np.abs(np.subtract(predicted, actual)).mean()) if pairs else None,
     }
 
 
@@ -231,26 +202,26 @@ def _gate_figures(
     tokens = np.array([sum(problem["lengths"]) for problem in problems])
     correct = np.array([sum(problem["correct"]) for problem in problems])
     chance = np.array([zero_variance_chance(sum(p["correct"]), len(p["correct"]), group) for p in problems])
-    skip = np.array([masa.should_skip(q, margin=margin, easy=both) for q in predictions])
+    agree = np.array([masa.should_skip(answers, margin=1.0) for answers in predictions])  # 1 admits every mean
     distance = np.minimum(rates, 1 - rates) if both else rates
 
-    def curve(allowed: NDArray) -> list[dict[str, float | None]]:
-        margins = np.unique(distance[~np.isnan(distance)])
-        chosen = [(float(m), allowed & (distance <= m + masa.ROUNDING)) for m in margins]
-        return [{"margin": m, **scores(chance[skip].sum(), skip.sum(), chance.sum())} for m, skip in chosen]
+    def skipping(margin: float, allowed: NDArray) -> dict[str, Any]:
+        skip = allowed & (distance <= margin + masa.ROUNDING)
+        return {
+            "margin": float(margin),
+            "share_skipped": float(skip.mean()),
+            **scores(chance[skip].sum(), skip.sum(), chance.sum()),
+            "tokens_saved": int(tokens[skip].sum()),
+            "correct_solutions_lost": int(correct[skip].sum()),
+        }
 
-    agree = np.array([masa.should_skip(q, margin=1.0) for q in predictions])  # a margin of 1 admits every mean
-    curves = {"agreeing": curve(agree), "all": curve(~np.isnan(distance))}
-    return {
-        "share_skipped": float(skip.mean()),
-        **scores(chance[skip].sum(), skip.sum(), chance.sum()),
-        "at_best_margin": max(curves["agreeing"] + curves["all"], key=lambda point: point["F1"] or 0, default=None),
+    margins = np.unique(distance[~np.isnan(distance)])
+    curves = {"agreeing": [skipping(m, agree) for m in margins], "all": [skipping(m, rates >= 0) for m in margins]}
+    return skipping(margin, agree) | {
         "zero_variance_share": float(chance.mean()),
-        "tokens_saved": int(tokens[skip].sum()),
         "tokens_of_solutions": int(tokens.sum()),
         "tokens_of_predictions": sum(problem["tokens_meta"] for problem in problems),
-        "correct_solutions_lost": int(correct[skip].sum()),
-        "correct_solutions": int(correct.sum()),
+        "at_best_margin": max(curves["agreeing"] + curves["all"], key=lambda point: point["F1"] or 0, default=None),
         "curves": curves,
     }
 
@@ -271,7 +242,7 @@ def _cutoff_figures(problems: Sequence[dict], predictions: Sequence[Predictions]
     }
 
 
-# ------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------- tables and the command
 
 
 def flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
@@ -281,39 +252,47 @@ def flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, float | None
         label = prefix + name.replace("_", " ")
         if isinstance(value, dict):
             flat |= flatten(value, f"{label}: ")
-        elif value is None or isinstance(value, int | float):
+        elif not isinstance(value, list):
             flat[label] = value
     return flat
 
 
-def table(columns: dict[str, dict[str, Any]]) -> str:
-    """Return the results of `awareness` as text: a line for each figure, a column for each evaluation."""
-    flat = [flatten(figures) for figures in columns.values()]
-    labels = dict.fromkeys(label for figures in flat for label in figures)
-    lines = [f"[{number}] {name}" for number, name in enumerate(columns, 1)]
-    lines.append(" " * 40 + "".join(f"{f'[{number}]':>12}" for number in range(1, len(columns) + 1)))
-    lines += [f"{label:<40}" + "".join(f"{show(found.get(label)):>12}" for found in flat) for label in labels]
-    return "\n".join(lines + [note for figures in columns.values() for note in figures["notes"]])
+def figure_rows(columns: dict[str, dict[str, Any]]) -> list[Row]:
+    """Return results of `awareness` as the rows of a table: a row for each figure, a column for each result's name."""
+    flat = {name: flatten(figures) for name, figures in columns.items()}
+    labels = dict.fromkeys(chain(*flat.values()))
+    return [{"figure": label} | {name: figures.get(label) for name, figures in flat.items()} for label in labels]
 
 
-def show(value: float | None) -> str:
-    """Write a figure with three decimals, a count without, and "-" where there is none."""
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Write a table as text, its head first: three decimals, "-" for None, nothing where a row lacks a column."""
+
+    def show(value: Any) -> str:
+        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    head = list(dict.fromkeys(chain(*rows)))
+    return [head] + [[show(row.get(name, "")) for name in head] for row in rows]
+
+
+def aligned(rows: Sequence[Row]) -> str:
+    """Write a table in Markdown with aligned columns."""
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def evaluations(path: Path, every: bool = False) -> dict[str, list[dict]]:
     """Return {name: problems} of a file, or of all files below a folder, where the seeds of a step are pooled.
 
-    Of a training run only the first and the last evaluation, unless `every`. Raises ValueError if there is none.
+    Of a training run only the first and the last evaluation, unless `every`.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("evaluations.jsonl"))
     found: dict[str, list[dict]] = {}
-    for rows in map(read_rows, files):
+    for rows in map(read_rows, [path] if path.is_file() else sorted(path.rglob("evaluations.jsonl"))):
         for row in rows if every or any("model" in row for row in rows) else rows[:1] + rows[1:][-1:]:
             name = f"{row['model']} on {row['data']}" if "model" in row else f"step {row['step']}"
-            found.setdefault(f"{path}, {name}", []).extend(row["problems"])
-    if not found:
-        raise ValueError(f"{path}: found no evaluations.jsonl with an evaluation in it")
+            found.setdefault(name, []).extend(row["problems"])
     return found
 
 
@@ -329,30 +308,21 @@ def example() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print how well predictions fit what happened on held-out problems.")
-    parser.add_argument("paths", nargs="*", type=Path, help="evaluations.jsonl, a run, or a folder of runs to pool")
+    parser.add_argument("path", nargs="?", type=Path, help="evaluations.jsonl, a run, or a folder of runs to pool")
     parser.add_argument("--every", action="store_true", help="show all evaluations of a run, not the first and last")
     parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2")
-    parser.add_argument("--solvable", action="store_true", help="leave out problems that no solution shown here solves")
     parser.add_argument("--group", type=int, default=16, help="G, whose zero variance the gate is to predict")
     parser.add_argument("--gate", choices=("hopeless", "both"), default="hopeless", help="which ends the gate skips")
     options = parser.parse_args()
-    if not options.paths:
+    if not options.path:
         return example()
-    try:
-        found = {name: rows for path in options.paths for name, rows in evaluations(path, options.every).items()}
-    except ValueError as error:
-        sys.exit(f"lab.awareness: {error}")
-    solved = {problem["problem"] for rows in found.values() for problem in rows if any(problem["correct"])}
-    levels = options.levels.split(",") if options.levels else []
-    columns = {}
-    for name, rows in found.items():
-        rows = [p for p in rows if p["problem"] in solved] if options.solvable else rows
-        rows = [p for p in rows if str(p["level"]) in levels] if levels else rows
-        if rows:
+    columns, levels = {}, options.levels.split(",") if options.levels else []
+    for name, rows in evaluations(options.path, options.every).items():
+        if rows := [problem for problem in rows if not levels or str(problem["level"]) in levels]:
             columns[name] = awareness(rows, group=options.group, gate=options.gate)
     if not columns:
-        sys.exit("lab.awareness: found no evaluation of these problems")
-    print(table(columns))
+        sys.exit(f"lab.awareness: {options.path}: found no evaluation with problems of these levels")
+    print(aligned(figure_rows(columns)))
 
 
 if __name__ == "__main__":

@@ -10,28 +10,29 @@ from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.run_folder import read_rows
 from lab import compare
 from lab.compare import Interval, cost_to_hold, mean_interval, paired, shapley_r2
 
 
 def test_the_interval_by_hand():
     found = mean_interval([1.0, 2.0, 3.0])  # standard error 1 / sqrt 3, t of two degrees of freedom 4.303
-    assert (found.mean, found.count) == (2.0, 3)
+    assert (found.mean, found.n) == (2.0, 3)
     assert found.high - 2 == pytest.approx(4.303 / 3**0.5) == 2 - found.low
-    assert mean_interval([0.5]) == Interval(0.5, None, None, 1) and mean_interval([]) is None
+    assert mean_interval([0.5]) == Interval(1, 0.5, -np.inf, np.inf) and mean_interval([]) is None
     assert str(found) == "2.000 [-0.484, 4.484]" and str(mean_interval([0.5])) == "0.500"
 
 
 def test_the_interval_holds_the_truth_19_times_in_20():
     rng = np.random.default_rng(0)
-    found = [mean_interval(row) for row in rng.normal(1.0, 2.0, (4000, 5))]
+    found = [mean_interval(row.tolist()) for row in rng.normal(1.0, 2.0, (4000, 5))]
     assert np.mean([i.low <= 1.0 <= i.high for i in found]) == pytest.approx(0.95, abs=0.012)
 
 
 def test_pairing_removes_what_a_seed_has_in_common():
     base = {0: 0.1, 1: 0.5, 2: 0.9, 3: 0.0}
     found = paired({0: 0.2, 1: 0.6, 2: 1.0, 7: 5.0}, base)
-    assert found.count == 3 and found.low == pytest.approx(0.1) == found.high
+    assert found.n == 3 and found.low == pytest.approx(0.1) == found.high
     assert paired({7: 1.0}, base) is None
 
 
@@ -85,14 +86,8 @@ def write_run(folder: Path, variant: str, seed: int, tokens: list[int], accuracy
     """Write a run folder as train.py leaves it, as far as a comparison reads it. meta: predictions for each problem."""
     path = folder / variant / f"seed-{seed}"
     path.mkdir(parents=True)
-    options: dict = {
-        "algo": "masa" if meta else "grpo",
-        "seed": seed,
-        "model": "tiny",
-        "data": "arithmetic",
-        "samples": 4,
-    }
-    options |= {"predictions": meta, "gate": "both", "gate_margin": 0.1, "cutoff": 2.0}
+    options: dict = {"algo": "masa" if meta else "grpo", "seed": seed, "model": "tiny", "data": "arithmetic"}
+    options |= {"samples": 4, "predictions": meta, "gate": "both", "gate_margin": 0.1, "cutoff": 2.0}
     (path / "config.json").write_text(json.dumps(options))
     rows, evaluations = [], []
     for step, (spent, value) in enumerate(zip(tokens, accuracy, strict=True)):
@@ -109,33 +104,39 @@ def write_rows(file: Path, rows: list[dict]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def tables(folder: Path) -> list[dict[str, dict]]:
+    """Return the tables of the runs in a folder, each as {what its first column says: row}."""
+    found, _ = compare.compare(compare.find_runs([folder]))
+    return [{next(iter(row.values())): row for row in rows} for rows in found.values()]
+
+
 def test_a_comparison_by_hand(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, [0, 100, 200], [0.2, 0.4, 0.6])  # their mean, 0.4, is to be held
         write_run(tmp_path, "oracle-gate", seed, [0, 50, 100], [0.2, 0.4, 0.6])  # half of the cost
         write_run(tmp_path, "thrifty", seed, [0, 75, 150], [0.2, 0.4, 0.6])  # three quarters
         write_run(tmp_path, "weak", seed, [0, 50, 100], [0.2, 0.3, 0.39])
-    result = compare.compare(compare.find_runs([tmp_path]))
-    variants = result["variants"]
+    variants, text = tables(tmp_path)[0], run_script("lab.compare", str(tmp_path)).stdout
     assert list(variants) == ["grpo", "oracle-gate", "thrifty", "weak"]
-    assert variants["thrifty"]["difference"].mean == 0 and variants["weak"]["difference"].mean == pytest.approx(-0.21)
+    differences = {name: variants[name]["pass@1 minus GRPO's"].mean for name in ("thrifty", "weak")}
+    assert differences == {"thrifty": 0, "weak": pytest.approx(-0.21)}
     # At 100 tokens, what the thriftiest spend: GRPO 0.4, the oracle 0.6, thrifty 0.4 + 0.2 / 3
-    assert variants["grpo"]["pass1_equal_tokens"].mean == pytest.approx(0.4)
-    assert variants["thrifty"]["pass1_equal_tokens"].mean == pytest.approx(0.4 + 0.2 / 3)
+    assert variants["grpo"]["pass@1 at equal tokens"].mean == pytest.approx(0.4)
+    assert variants["thrifty"]["pass@1 at equal tokens"].mean == pytest.approx(0.4 + 0.2 / 3)
+    assert variants["thrifty"]["the same at equal tokens"].mean == pytest.approx(0.2 / 3)
     for cost in compare.COSTS:
-        assert variants["grpo"]["cost"][cost]["ratio"].mean == pytest.approx(1)
-        assert variants["oracle-gate"]["cost"][cost]["ratio"].mean == pytest.approx(2)
-        assert variants["thrifty"]["cost"][cost]["ratio"].mean == pytest.approx(4 / 3)
-        assert variants["thrifty"]["cost"][cost]["share_of_oracle"] == pytest.approx(0.5)
-    assert variants["weak"]["cost"]["tokens"] == {"held": 0, "seeds": 2, "ratio": None, "share_of_oracle": None}
-    text = run_script("lab.compare", str(tmp_path)).stdout
+        assert variants["oracle-gate"][f"x fewer {cost}"].mean == pytest.approx(2)
+        assert variants["thrifty"][f"x fewer {cost}"].mean == pytest.approx(4 / 3)
+    columns = ("seeds that hold it", "x fewer tokens", "share of the oracle's saving")
+    assert [variants["weak"][column] for column in columns] == ["0 of 2", None, None]
+    assert variants["thrifty"][columns[-1]] == "50%" and "seeds that hold it" not in variants["grpo"]
     assert "| thrifty " in text and "50%" in text and "0 of 2" in text
 
 
 def test_without_grpo_nothing_is_compared_to_it(tmp_path):
     write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
-    result = compare.compare(compare.find_runs([tmp_path]))
-    assert not result["baseline"] and "GRPO" not in compare.markdown(result)
+    [accuracy] = tables(tmp_path)
+    assert not any("GRPO" in column or "x fewer" in column for column in accuracy["masa"])
 
 
 def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkeypatch):
@@ -148,37 +149,29 @@ def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkey
         problem |= {"rewards": [{"length": 1.0, "difficulty": 1.0, "notion": 0.5}], "lengths": [10, 9, 8, 25]}
         last = {"step": 1, "training_s": 9.0, "problems": [problem | {"correct": [1] * right + [0] * (4 - right)}]}
         write_rows(path / "evaluations.jsonl", [{"step": 0, "training_s": 0.0, "problems": []}, last])
-    result = compare.compare(compare.find_runs([tmp_path]))
-    found = result["variants"]["masa"]["awareness"]
-    assert found["problems"] == 2 and found["pass_rate"]["mean_error"] == pytest.approx(0.125)
-    assert (found["gate"]["share_skipped"], found["gate"]["precision"], found["gate"]["recall"]) == (1.0, 0.5, 1.0)
-    titled = {title: dict(zip(head, rows[0], strict=True)) for title, head, rows in compare.tables(result)}
-    gate = next(row for title, row in titled.items() if "Gate and cutoff" in title)
-    assert gate["gate: precision"] == "0.500" and gate["cutoff: correct in 100 cut"] == "50.000"
-    predictions = next(row for title, row in titled.items() if title.startswith("Predictions"))
-    assert predictions["rewards: notion"] == "0.500" and predictions["pass rate: correlation"] == "1.000"
+    [_, figures] = tables(tmp_path)
+    found = {label: row["masa"] for label, row in figures.items()}
+    assert found["problems"] == 2 and found["pass rate: mean error"] == pytest.approx(0.125)
+    assert [found[f"gate: {name}"] for name in ("share skipped", "precision", "recall")] == [1.0, 0.5, 1.0]
+    assert found["cutoff: correct in 100 cut"] == 50
+    assert found["rewards: notion"] == 0.5 and found["pass rate: correlation"] == pytest.approx(1)
 
 
-def test_shapley_is_over_runs_that_predict(tmp_path):
-    for seed in range(6):
-        write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4 + seed / 20], meta=4)
-    result = compare.compare(compare.find_runs([tmp_path]))
-    assert result["shapley_runs"] == 6 and sum(result["shapley"].values()) == pytest.approx(1)
-
-
-def test_a_run_begun_before_a_reward_existed_is_left_out_in_words(tmp_path):
+def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed_is_left_out_in_words(tmp_path):
     for seed in range(7):
         path = write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4 + seed / 20], meta=4)
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for row in rows if seed else []:
-            row |= {"eval_reward_confidence": 0.5 + seed**2, "flops": None}
-        write_rows(path / "metrics.jsonl", rows)
+        more = {"eval_reward_confidence": 0.5 + seed**2, "flops": None} if seed else {}
+        write_rows(path / "metrics.jsonl", [row | more for row in read_rows(path / "metrics.jsonl")])
+    write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     runs = compare.find_runs([tmp_path])
-    assert compare.reward_names(runs) == [*REWARDS, "confidence"]
-    result = compare.compare(runs)
-    assert result["shapley_runs"] == 6 and list(result["shapley"]) == [*REWARDS, "confidence"]
-    assert f"{runs[0].path}: metrics.jsonl has no eval_reward_confidence" in compare.markdown(result)
-    assert runs[0].costs("flops") == [0, 1000] and runs[1].costs("flops") == []
+    assert list(compare.reward_columns(runs).values()) == [*REWARDS, "confidence"]
+    found, sentences = compare.compare(runs)
+    [shares] = next(rows for title, rows in found.items() if "R², 6 runs" in title)
+    assert list(shares) == [*REWARDS, "confidence"] and sum(shares.values()) == pytest.approx(1)
+    lacking = "{}: metrics.jsonl has no eval_reward_confidence; figures that need it leave this run out."
+    assert sentences == [lacking.format(run.path) for run in runs[:2]]
+    assert tables(tmp_path)[0]["masa"]["seeds that hold it"] == "1 of 1"
+    assert compare.cost_ratio(runs[2:], runs[:1], "flops") == (None, "0 of 0")  # not recorded
 
 
 def test_columns_are_averaged_over_seeds_and_steps(tmp_path):
@@ -193,25 +186,23 @@ def test_columns_are_averaged_over_seeds_and_steps(tmp_path):
     assert "mood" in run_script("lab.compare", str(tmp_path), "--columns", "rollouts,mood").stderr
 
 
-def test_two_runs_of_one_variant_and_seed_are_refused(tmp_path):
-    write_run(tmp_path / "a", "grpo", 0, [0, 100], [0.2, 0.4])
-    write_run(tmp_path / "b", "grpo", 0, [0, 100], [0.2, 0.4])
-    finished = run_script("lab.compare", str(tmp_path))
-    assert finished.status == 1 and "both grpo with seed 0" in finished.stderr
-
-
-def test_what_is_no_run_is_named(tmp_path):
-    assert "no metrics.jsonl" in run_script("lab.compare", str(tmp_path)).stderr
-    path = write_run(tmp_path, "grpo", 0, [0], [0.2])
-    for config in ('{"seed": 0, "algo": "grpo", "gate": true}', "not json"):
-        (path / "config.json").write_text(config)
+def test_what_cannot_be_compared_is_named(tmp_path):
+    def refused() -> str:
         finished = run_script("lab.compare", str(tmp_path))
-        assert finished.status == 1 and str(path) in finished.stderr and "Traceback" not in finished.stderr
+        assert finished.status == 1 and "Traceback" not in finished.stderr
+        return finished.stderr
+
+    assert "no metrics.jsonl" in refused()
+    path = write_run(tmp_path / "a", "grpo", 0, [0, 100], [0.2, 0.4])
+    write_run(tmp_path / "b", "grpo", 0, [0, 100], [0.2, 0.4])
+    assert "both grpo with seed 0" in refused()
+    for file, text in (("metrics.jsonl", ""), ("config.json", "{}"), ("config.json", "not json")):
+        (path / file).write_text(text)
+        assert str(path) in refused()
 
 
 def test_the_table_shows_when_runs_differ_in_length(tmp_path):
     write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     write_run(tmp_path, "grpo", 1, [0, 100, 200], [0.2, 0.4, 0.5])
     write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4])
-    _, head, rows = compare.tables(compare.compare(compare.find_runs([tmp_path])))[0]
-    assert {row[0]: row[head.index("steps")] for row in rows} == {"grpo": "1 to 2", "masa": "1"}
+    assert {name: row["steps"] for name, row in tables(tmp_path)[0].items()} == {"grpo": "1 to 2", "masa": "1"}

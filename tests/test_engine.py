@@ -111,13 +111,13 @@ def test_a_captured_step_draws_the_same(monkeypatch):
 
 def test_a_prompt_is_computed_once_and_a_step_takes_one_token_of_a_row(monkeypatch):
     model = llama()
-    shapes, forward = [], model.forward
+    shapes, forward = [], model.base_model.forward
 
     def watched(**inputs):
         shapes.append(tuple(inputs["input_ids"].shape))
         return forward(**inputs)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(model.base_model, "forward", watched)
     draw(engine.sample, model, n=8, max_new_tokens=12)
     assert shapes[0] == (len(PROMPTS), 7)
     assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= 12

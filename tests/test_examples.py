@@ -16,7 +16,7 @@ CLAIMS = {
     "engine.parallel": ["known to all: [1, 4, 9, 16, 25]", "all sum to 55"],
     "engine.update": ["5 + 4 + 2 = 11 in whole sequences, (3 + 1) + (2 + 1 + 1) = 8 with prompts once"],
     "lab.awareness": ["/ 64 = 0.0625", "/ 64 = 0.125", "once in seven times: 0.15"],
-    "lab.spend": ["(1 + 3/8 + 0) / 3 = 0.46", "0.458 for 18    0.490 for 38"],
+    "lab.spend": ["(1 + 3/8 + 0) / 3 = 0.46", "0.458 for 18 | 0.490 for 38"],
     "models.loading": ["the message as 7 tokens", "the response as 21 tokens", "one of: ['<end>']"],
     "models.tiny": ["3+1=4;\\boxed{4}  [9 tokens]"],
     "problems.arithmetic": ["total_before=9, op_sign='+', digit=8, total_after=17, notion='carry'"],

@@ -60,7 +60,7 @@ def test_the_summary_tells_lost_updates_and_takes_the_columns_there_are():
     row = {"step": 0, "eval_pass1": 0.25, "tokens_solution": 7, "tokens_meta": 0, "wall_s": 1.0, "skipped_updates": 0}
     assert "lost" not in summary([row]) and "reward" not in summary([row])
     later = row | {"step": 4, "eval_pass1": 0.5, "eval_reward_notion": 0.3, "gated_frac": 0.5, "skipped_updates": 3}
-    assert "updates lost                         3 to gradients" in summary([row, later])
+    assert "updates lost to NaN or inf           3" in summary([row, later])
     assert "reward" not in summary([row, later])  # there is nothing to compare it with
     table = summary([row | {"eval_reward_notion": 0.1}, later])
     assert "pass@1                           0.250     0.500    +0.250" in table

@@ -1,6 +1,5 @@
 """The report is complete, self-contained, and harmless whatever a model wrote."""
 
-import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -10,6 +9,7 @@ import pytest
 from conftest import run_script
 from test_compare import REWARDS, write_rows, write_run
 
+from engine.run_folder import read_rows
 from lab import compare, report
 
 HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>&\"' \ud83d\ude00".encode(
@@ -35,11 +35,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.seen.append((tag, dict(attributes)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.seen.append((tag, dict(attributes)))
+        self.open += [tag] * (tag != "meta")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -83,12 +79,10 @@ def test_nothing_is_fetched(hostile_page):
 
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
-    for part in ("MASA: 3 runs", "Accuracy against steps", "Accuracy against generated tokens", "before training"):
-        assert part in text
-    for part in ("Reward of predictions: notion", "reliability", "The gate, and", "Where the tokens went"):
-        assert part in text
-    for part in ("Transcripts", "off by 0.50", "1 of 4 correct", "did not parse"):
-        assert part in text
+    parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
+    parts += ["reliability", "the gate after training", "Where the tokens went", "in predictions", "Transcripts"]
+    parts += ["off by 0.50", "1 of 4 correct", "correct solutions have 9 to 9 tokens", "(did not parse)", "75% correct"]
+    assert [part for part in parts if part not in text] == []
 
 
 def test_the_worst_mispredictions_come_first(tmp_path):
@@ -105,25 +99,23 @@ def test_the_worst_mispredictions_come_first(tmp_path):
 
 def test_a_run_without_predictions_or_evaluations_has_a_report(tmp_path):
     path = write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row |= {f"eval_reward_{name}": None for name in REWARDS}
-    write_rows(path / "metrics.jsonl", rows)
+    nothing = {f"eval_reward_{name}": None for name in REWARDS}
+    write_rows(path / "metrics.jsonl", [row | nothing for row in read_rows(path / "metrics.jsonl")])
     (path / "evaluations.jsonl").unlink()
     text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
-    assert "Accuracy against steps" in text and "Transcripts" not in text and "Reward of predictions" not in text
+    assert "pass@1 against steps" in text
+    assert not any(part in text for part in ("Transcripts", "Rewards of predictions", "Does it know itself"))
 
 
 def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
     write_run(tmp_path, "grpo", 0, [0, 100, 200], [0.2, 0.4, 0.8])
     write_run(tmp_path, "grpo", 1, [0, 200, 400], [0.2, 0.6, 0.6])
     runs = compare.find_runs([tmp_path])
-    x, y = report.over_seeds(runs, "eval_pass1", "steps")
+    x, y = report.over_seeds(runs, "eval_pass1", "step")
     assert list(x) == [0, 1, 2] and y.tolist() == [[0.2, 0.4, 0.8], [0.2, 0.6, 0.6]]
     x, y = report.over_seeds(runs, "eval_pass1", "tokens")  # as far as the seed that spent less
     assert list(x) == [0, 100, 200] and y == pytest.approx(np.array([[0.2, 0.4, 0.8], [0.2, 0.4, 0.6]]))
-    _, [ax] = report.panels(1, "", "")
-    report.draw_curves(ax, {"grpo": runs}, "eval_pass1", "steps")
+    [ax] = report.learning_curves({"grpo": runs}, "pass@1", {"pass@1": ("eval_pass1", "step")}).axes
     [line], [band] = ax.lines, ax.collections
     assert line.get_ydata() == pytest.approx([0.2, 0.5, 0.7])
     assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(1, 0.4), (1, 0.6), (2, 0.6), (2, 0.8)}

@@ -61,8 +61,8 @@ def test_beyond_the_limit_there_is_no_answer_and_no_cost():
 @given(st.lists(st.sampled_from([None, 0.0, 0.125, 0.5, 1.0]), min_size=1, max_size=8), st.sampled_from([1, 2, 4, 8]))
 def test_plans_spend_what_they_may(rates, k):
     problems = [problem(rate, [1] * 8, [0] * 8, [5] * 8) for rate in rates]
-    shared, none = spend.shared_out(problems, k), spend.hopeless_none(problems, k)
-    assert sum(shared) == sum(spend.same_for_all(problems, k)) and all(1 <= count <= 8 for count in shared)
+    same, _, shared, none = (spend.plan(way, problems, k) for way in spend.WAYS)
+    assert sum(shared) == sum(same) == k * len(rates) and all(1 <= count <= 8 for count in shared)
     assert all(n == (0 if rate == 0.0 else s) for rate, s, n in zip(rates, shared, none, strict=True))
 
 
@@ -70,17 +70,16 @@ def test_curves_by_hand():
     easy = problem(1.0, [1, 1], [0, 0], [10, 10])
     hopeless = problem(0.0, [0, 0], [0, 1], [30, 30])
     curves = spend.curves([easy, hopeless])
-    points = {name: [(p["samples"], p["tokens"], p["accuracy"]) for p in curve] for name, curve in curves.items()}
-    assert points["same for all"] == [(1, 20, 0.5), (2, 40, 0.5)]
-    assert points["limit"] == [(1, 18, 0.5), (2, 33, 0.5)]  # 3 for the prediction, the hopeless cut at 20
-    assert points["hopeless none"] == [(1, 8, 0.5), (2, 13, 0.5)]
+    assert curves["same for all"] == {1: (0.5, 20), 2: (0.5, 40)}
+    assert curves["limit"] == {1: (0.5, 18), 2: (0.5, 33)}  # 3 for the prediction, the hopeless cut at 20
+    assert curves["hopeless none"] == {1: (0.5, 8), 2: (0.5, 13)}
     assert set(spend.curves([problem(None, [1], [0], [5]) | {"predictions": []}])) == {"same for all"}
 
 
 def test_solutions_are_shared_out_by_largest_remainder():
     """p(1-p) is 0.25, 0.1875 and 0: of 12 solutions 6.86, 5.14 and 0, but at least one each."""
     problems = [problem(rate, [1] * 8, [0] * 8, [5] * 8) for rate in (0.5, 0.25, 0.0)]
-    assert spend.shared_out(problems, 4) == [6, 5, 1] and spend.shared_out(problems, 8) == [8, 8, 8]
+    assert [spend.plan("shared out", problems, k) for k in (4, 8)] == [[6, 5, 1], [8, 8, 8]]
 
 
 def test_the_command_reads_what_evaluation_writes(tmp_path):
@@ -91,4 +90,5 @@ def test_the_command_reads_what_evaluation_writes(tmp_path):
     assert "tiny on words" in shown and "1.000 for 13" in shown
     del row["problems"][0]["votes"]
     file.write_text(json.dumps(row) + "\n")
-    assert "without votes" in run_script("lab.spend", str(file)).stderr
+    for wrong in (file, tmp_path / "nothing"):
+        assert "expected evaluations.jsonl" in run_script("lab.spend", str(wrong)).stderr
