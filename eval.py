@@ -177,10 +177,7 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     """Return problems of a source that training never sees; of one of the paper's sets, or with --whole, any."""
     levels = source.DataOptions(levels=options.levels).chosen_levels
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
-    if is_set:
-        found = source.listed_source(name, benchmarks.load(name), levels)
-    else:
-        found = source.load_problems(name, levels=levels)
+    found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
     return found.heldout(None if options.whole and not is_endless else options.problems, whole=is_set or options.whole)
 

@@ -34,10 +34,7 @@ LOGITS_AT_ONCE = 2**26
 
 @dataclass
 class UpdateOptions:
-    """How a batch of rollouts becomes an update.
-
-    For each option: its type, its help, what its value must be and its default for real models, and its default.
-    """
+    """How a batch of rollouts becomes an update."""
 
     lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 1e-4
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
@@ -227,12 +224,10 @@ def update(
     """Make one GRPO update, or one for each of `options.minibatches` parts, on a batch of rollouts.
 
     Samples with advantage 0 cost nothing unless a KL penalty needs them, but they count in the denominators.
-    max_lengths: the longest allowed response of each kind, in tokens, for dr-grpo.  reference: the frozen model of the
-    KL penalty.  seed: of the order of minibatches.
-
-    Returns the loss; grad_norm before clipping; logprob_gap, the mean |sampled - trainer's| log-prob; clip_frac, the
-    share of tokens outside the clip range; the mean kl; skipped_updates, those whose gradient was not finite; and
-    oom_retries. What is not defined is None.
+    max_lengths: kind -> longest allowed response, in tokens, for dr-grpo.  reference: the frozen model of the KL
+    penalty.  seed: of the order of minibatches.  Returns the loss; grad_norm before clipping; logprob_gap, the mean
+    |sampled - trainer's| log-prob; clip_frac, the share of tokens outside the clip range; the mean kl; skipped_updates,
+    those whose gradient was not finite; and oom_retries. What is not defined is None.
     """
     use_kl = reference is not None and options.kl_coef > 0
     learning = [sample for sample in samples if sample.advantage != 0 or use_kl]

@@ -105,13 +105,11 @@ class RewardOptions:
 
     meta_rewards: Annotated[str, "alignment rewards whose mean trains predictions"] = ",".join(COMPONENTS)
 
-    @property
-    def components(self) -> tuple[str, ...]:
-        """The rewards by name. Raises ValueError for an unknown one."""
-        names = tuple(name.strip() for name in self.meta_rewards.split(",") if name.strip())
-        if unknown := set(names) - set(COMPONENTS):
+    def __post_init__(self) -> None:
+        """Split the names into `components`.  Raises ValueError for an unknown one."""
+        self.components = tuple(name.strip() for name in self.meta_rewards.split(",") if name.strip())
+        if unknown := set(self.components) - set(COMPONENTS):
             raise ValueError(f"--meta-rewards: found {', '.join(unknown)}, expected some of {', '.join(COMPONENTS)}")
-        return names
 
 
 def mean_rewards(alignments: Sequence[AlignmentRewards]) -> dict[str, float | None]:

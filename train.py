@@ -91,10 +91,6 @@ class Options(Parts):
     def of(cls, given: Mapping[str, Any]) -> "Options":
         """Make options from those that are given, over the presets of algorithm and model.  Raises OptionError."""
         o = cls.from_values(ALGORITHMS.get(given.get("algo", RunOptions.algo), {}) | dict(given))
-        try:
-            _ = o.rewards.components
-        except ValueError as error:
-            raise OptionError(str(error)) from error
         if o.sampling.samples < 2 or o.sampling.temperature == 0:
             raise OptionError("--samples must be at least 2 and --temperature above 0: equal rollouts teach nothing")
         needing = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}

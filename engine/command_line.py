@@ -105,7 +105,10 @@ def defaults_for(model: str, classes: Iterable[type]) -> dict[str, Any]:
 def make(options: type, values: Mapping[str, Any]) -> Any:
     """Make an instance from its share of the values, and check them.  Raises OptionError."""
     known = list(declared(options))
-    made = options(**{option.name: values[option.name] for option in known if option.name in values})
+    try:
+        made = options(**{option.name: values[option.name] for option in known if option.name in values})
+    except ValueError as error:  # the class has a check of its own
+        raise OptionError(str(error)) from error
     for option in known:
         option.check(getattr(made, option.name))
     return made
