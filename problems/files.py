@@ -18,29 +18,25 @@ from problems.source import GENERATORS, Problem, ProblemError
 from problems.verify import extract_answer
 
 TEXT_KEYS, ANSWER_KEYS = ("problem", "question", "prompt"), ("answer", "ground_truth", "solution")  # by preference
+NO_ANSWERS = ("", "proof", "notfound")  # what data sets write where there is nothing to compare with
 HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+){1,2}(:.+)?"
 Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE:LINE", starts error messages
 
 
-def text_in(record: dict[str, Any]) -> str:
-    """Return the problem of a record, or "". In a chat it is the last message of the user."""
-    text = next((record[key] for key in TEXT_KEYS if record.get(key)), "")
-    if isinstance(text, list):
-        turns = [turn for turn in text if isinstance(turn, dict) and turn.get("role") == "user"]
-        text = turns[-1].get("content") if turns else ""
-    return text.strip() if isinstance(text, str) else ""
-
-
 def answer_in(record: dict[str, Any]) -> str:
-    r"""Return the answer of a record, or "". A solution counts only if it marks its answer with #### or \boxed{}."""
-    nested = record.get("reward_model")  # where the data sets of verl and DAPO keep the answer
-    record = {**nested, **record} if isinstance(nested, dict) else record
-    for key, value in ((key, record.get(key)) for key in ANSWER_KEYS):
+    r"""Return the answer of a record, or "". A solution counts only if it marks its answer with \boxed{} or ####.
+
+    A box wins over ####, which is also a heading of Markdown.
+    """
+    for key in ANSWER_KEYS:
+        value = record.get(key)
         text = value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
-        if "####" in text:
-            text = text.rpartition("####")[2]
-        elif r"\boxed{" in text or key == "solution":
+        if text.strip().casefold() in NO_ANSWERS[1:]:
+            return ""
+        if r"\boxed{" in text or (key == "solution" and "####" not in text):
             text = extract_answer(text) or ""
+        else:
+            text = text.rpartition("####")[2]
         if text.strip():
             return text.strip()
     return ""
@@ -53,11 +49,18 @@ def level_in(record: dict[str, Any]) -> int:
 
 
 def read_problem(record: Any, place: str) -> Problem:
-    """Turn a record into a problem, with the answer "" if the data set left it blank, as MATH does once."""
+    """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NO_ANSWERS."""
     if not isinstance(record, dict):
         raise ProblemError(f"{place}: found a {type(record).__name__}, expected an object")
-    text, answer = text_in(record), answer_in(record)
-    is_blank = any(record.get(key) == "" or r"\boxed{}" in str(record.get(key)) for key in ANSWER_KEYS)
+    text = next((record[key] for key in TEXT_KEYS if record.get(key)), "")
+    if isinstance(text, list):  # a chat: the problem is the last message of the user
+        said = [turn.get("content") for turn in text if isinstance(turn, dict) and turn.get("role") == "user"]
+        text = said[-1] if said else ""
+    text = text.strip() if isinstance(text, str) else ""
+    nested = record.get("reward_model")  # where the data sets of verl and DAPO keep the answer
+    answer = answer_in({**nested, **record} if isinstance(nested, dict) else record)
+    given = [str(record[key] or "").strip() for key in ANSWER_KEYS if key in record]
+    is_blank = any(value.casefold() in NO_ANSWERS or r"\boxed{}" in value for value in given)
     if not (text and (answer or is_blank)):
         what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
         raise ProblemError(f"{place}: found the keys {list(record)}, expected {what} under {', '.join(keys)}")

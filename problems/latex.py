@@ -1,74 +1,69 @@
 r"""Parse an answer, in LaTeX or plain mathematics, with a closed grammar.
 
-    normalise(text)   the answer in one spelling: without spaces, fonts, \left, \dfrac, \$ ...
+    normalise(text)   the answer in one spelling: without spaces, fonts, \left, \dfrac, lead-ins ("the answer is") ...
     parse(text)       the tree of a normalised answer; raises ValueError if the grammar does not cover it
-    rational(tree)    the exact value of a tree, if that is a rational number of moderate size
 
 A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: no text is ever evaluated, and a
-tree can be sent to another process as JSON. Units and degrees are dropped, by the conventions in verify.py.
+tree can be sent to another process as JSON. Tables (signs, units) are in notation.json, rewrites in spelling.txt.
 Parsing takes time linear in the length of the text, except for nested brackets, whose depth MAX_DEPTH bounds.
-Run `python -m problems.latex` for examples. Left out: integrals, sums, limits, piecewise functions, \bmod.
+Run `python -m problems.latex` for examples. Left out: integrals, sums, limits, determinants.
 """
 
-import contextlib
 import functools
-import math
-import operator
+import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-MAX_BITS = 20_000  # size of the largest exact number; stops towers of powers such as 9^{9^{9}}
 MAX_DEPTH = 30  # nested brackets, signs and functions; each takes about ten of Python's 1000 stack frames
+NOTATION = json.loads((Path(__file__).parent / "notation.json").read_text(encoding="utf-8"))
 
 # ---------------------------------------------------------------------------- 1. one spelling
 
-# fmt: off
-POWERS = {"hundred": "10^2", "thousand": "10^3", "million": "10^6", "billion": "10^9"}
-UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ",
-    "≠": r"\ne ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "√": r"\sqrt ", "°": r"\degree ", "∪": r"\cup ",
-    "∈": r"\in ", "±": r"\pm ", "½": r"\frac12 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ", "¼": r"\frac14 ",
-    "¾": r"\frac34 ", "²": "^2 ", "³": "^3 ", "’": "'", "，": ",", "（": "(", "）": ")", "∅": r"\emptyset ",
-    "\u200b": None} | dict.fromkeys("€£¥¢"))
-REWRITES: list[tuple[re.Pattern[str], Any]] = [(re.compile(pattern), replacement) for pattern, replacement in [
-    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|cdot|times|infty|pm|cup|end)(?![a-z]))", r"\\"),  # doubled
-    (r"\\\\|\\(?=[-\d])", r"\\row "),  # the end of a matrix row; some data sets have lost one of the backslashes
-    (r"(?<=\d)(?:,\s*\\!|\{,\}\s*(?:\\!)?)\s*(?=\d{3})", ""),  # 11,\!111 and 2{,}016
-    (r"\\!|\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:display|text)style(?![a-z])|\\[()\[\]]|\\?\$", ""),
-    (r"\\[,;:> ]|\\q?quad(?![a-z])|\\hspace\*?\{[^{}]*\}|~|\s+", " "),
-    (r"\{,\}", ","),
-    (r"(?<=\d), +(?=\d{3}(?!\d))", ";"),  # with the space, 100, 200 is a list; 100,200 is a number
-    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
-    (r"\\[dt]binom(?![a-z])", r"\\binom"),
-    (r"\\%", "%"),
-    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?", r"\\degree "),
-    (r"\\mathbb\s*\{?\s*R\s*\}?|ℝ", r"(-\\infty,\\infty)"),
-    (r"\\begin\s*\{[pbB]?matrix\}", "{"),
-    (r"(?:\\row)?\s*\\end\s*\{[pbB]?matrix\}", "}"),
-    (r"\\(?:math(?:bf|it|cal|sf)|boldsymbol|bm|vec|hat|boxed|fbox|overline\s*(?=\{[A-Z]))\s*\{([^{}]*)\}", r"{\1}"),
-    (r"\\(?:text(?:bf|it|rm|sf)?|mathrm|mbox|hbox|operatorname)\s*\{", r"\\text{"),
-    (r"(?:[\s,]*(?:\\text)?\{)?[\s,]*(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])[\s,]*\}?", ","),
-    (r"(?<=\d)\s*(\\text\{)?\s*(hundred|thousand|million|billion)", lambda m: rf"\cdot {POWERS[m[2]]}{m[1] or ''}"),
-    (r"\(?\s*(?:\\p?mod|\\text\{\s*mod\s*\}|(?<=\()mod)\s*(?:\{[^{}]*\}|[\w ]+)\s*\)?$", ""),  # 7 \pmod{12}
-    (r"(?<![\d.])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 3 1/2
-    (r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d.])", lambda match: match[1].replace(" ", "")),  # 10 000
-]]
-# fmt: on
+
+def read_rewrites() -> list[tuple[str, str, list[Any]]]:
+    """Read the sections of spelling.txt: (part, text that the answer must contain, [(pattern, replacement), ...])."""
+    sections: list[tuple[str, str, list[Any]]] = []
+    for line in (Path(__file__).parent / "spelling.txt").read_text(encoding="utf-8").split("\n"):
+        pattern, arrow, replacement = line.partition("   =>   ")
+        if arrow:
+            words = r"(\\\\text\\{)?\\s*(?<![A-Za-z\\\\])(?:\1)(?![A-Za-z])\\s*(?(1)\\})"
+            sections[-1][2].append((re.compile(re.sub(r"^WORDS\((.*)\)$", words, pattern)), replacement))
+        elif line[:1] == "[":
+            part, _, needed = line[1:-1].partition(": ")
+            sections.append((part, needed, []))
+    return sections
+
+
+REWRITES = read_rewrites()
+SIGNS = str.maketrans(NOTATION["signs"] | {"$": ""})
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
 
 
+def rewritten(text: str, part: str) -> str:
+    for name, needed, rewrites in REWRITES:
+        if name == part and needed in text:
+            for pattern, replacement in rewrites:
+                text = pattern.sub(replacement, text)
+    return text
+
+
+@functools.lru_cache(1024)
 def normalise(text: str) -> str:
     """Rewrite an answer in one spelling, without fonts, spacing, delimiters and outer braces."""
-    text = text.translate(UNICODE)
-    for pattern, replacement in REWRITES:
-        text = pattern.sub(replacement, text)
+    text = rewritten(text.replace(r"\$", r"\text{dollars}").translate(SIGNS), "signs")
+    has_words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", text)  # two letters that are no command
+    text = rewritten(rewritten(text, "words") if has_words else text, "shapes")
     while True:
         text = text.strip(" ,;:").rstrip(".").strip()
-        inner = re.fullmatch(r"(?:\\text)?\{([^{}]*)\}", text) or re.fullmatch(r"\{((?:[^{}]|\{[^{}]*\})*)\}", text)
+        text = rewritten(text, "beginnings") if has_words else text
+        inner = re.fullmatch(r"(?:\\text)?\{((?:[^{}]|\{[^{}]*\})*)\}", text)
         if not inner:
-            return re.sub(r"(?<!\w) | (?!\w)", "", text)
+            text = NOTATION["phrases"].get(text.casefold(), text)
+            return re.sub(r"(?<!\w) | (?!\w)", "", re.sub(" +", " ", text))
         text = inner[1]
 
 
@@ -87,57 +82,80 @@ def merge_thousands(text: str) -> str:
 
 Tree = Any  # int | str (a symbol) | tuple (operator, *trees)
 
-# fmt: off
-GREEK = set("alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega Phi".split())
-FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
-STARTS = GREEK | FUNCTIONS | set("frac sqrt pi infty binom lfloor lceil emptyset angle triangle".split())
-ALIASES = {
-    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "**": "^", r"\le": "<=", r"\leq": "<=",
-    r"\leqslant": "<=", r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\ne": "!=", r"\neq": "!=", r"\lt": "<",
-    r"\gt": ">", r"\approx": "=", r"\equiv": "=", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\lbrace": r"\{",
-    r"\rbrace": r"\}", r"\langle": "(", r"\rangle": ")", r"\infinity": r"\infty", r"\inf": r"\infty",
-    r"\varnothing": r"\emptyset"}
-COMMANDS = STARTS | set("pm mp cup in row overline bar degree rfloor rceil".split()) | {alias[1:] for alias in ALIASES}
-UNITS = "cm|mm|km|kg|mg|ml|mL|ft|hrs?|min|mph|cents?|units?|miles?|feet|inch|days?|deg|yes|no|true|false|odd|even|none"
-TOKEN = re.compile(rf"""\s*(?:
-      (?P<based>\d[\dA-Z]*_(?:\{{\d+\}}|\d+))
-    | (?P<number>\d+\.\d+[eE]-\d{{1,4}}|1[eE]-\d{{1,4}}|\d+E-\d{{1,4}}|(?:\d+\.?\d*|\.\d+)(?:[eE]\+?\d{{1,4}})?)
-    | \\text\{{(?P<text>[^{{}}]*)\}} | \\(?P<command>[A-Za-z]+)
-    | (?P<name>(?:sqrt|pi|infinity|infty|inf|theta|{"|".join(FUNCTIONS)})(?![a-z]))
-    | (?P<word>(?:{UNITS}|[A-Za-z]{{5,}})(?![A-Za-z]))
-    | (?P<sign>\*\*|<=|>=|!=|\\[{{}}]|[-+*/^_=<>()\[\]{{}}|!,:;&%'A-Za-z]))""", re.X | re.A)
-# fmt: on
+GREEK, FUNCTIONS, ALIASES = {*NOTATION["greek"].split()}, {*NOTATION["functions"].split()}, NOTATION["aliases"]
+CURRENCIES, WORDS = {*NOTATION["currencies"].split()}, {*NOTATION["words"].split()}
+STARTS = GREEK | FUNCTIONS | {*NOTATION["others that start a factor"].split()}
+COMMANDS = STARTS | {*NOTATION["other commands"].split()} | {alias[1:] for alias in ALIASES}
+NAMES = FUNCTIONS | {*NOTATION["names without a backslash"].split()}
+UNITS = {name: ("1", name.removesuffix("s")) for name in NOTATION["counted"].split()}
+UNITS |= dict.fromkeys(NOTATION["no kind"].split(), ("1", ""))
+for what, sizes in NOTATION["units"].items():
+    UNITS |= {name: (size, what) for size, names in sizes.items() for name in names.split()}
+BARE = {name for name in (*UNITS, *NOTATION["scales"]) if len(name) > 2} | {*NOTATION["bare units"].split()}
+TOKEN = re.compile(r"""(?xa)\s*(?:
+      (?P<based>\d[\dA-F]*_(?:\{\d+\}|\d+))
+    | (?P<number>\d+\.\d+[eE]-\d{1,4}|1[eE]-\d{1,4}|\d+E-\d{1,4}|(?:\d+\.?\d*|\.\d+)(?:[eE]\+?\d{1,4})?)
+    | \\text\{(?P<text>[^{}]*)\} | \\(?P<command>[A-Za-z]+)
+    | (?P<word>[A-Za-z]{2,}(?![A-Za-z])|[^\x00-\x7f]+)
+    | (?P<sign>\*\*|<=|>=|!=|\\[{}]|[-+*/^_=<>()\[\]{}|!,:;&%'A-Za-z]))""")
 
 
 def tokenise(text: str) -> list[str]:
     r"""Split a text into numbers, \commands, "words, letters and signs. Raises ValueError at anything else."""
-    tokens, at = [], 0
+    tokens, at = list[str](), 0
     while at < len(text):
         match = TOKEN.match(text, at)
-        if not match:
+        if not match or not match.lastgroup:
             raise ValueError(f"no token at {text[at : at + 10]!r}")
-        group, at = match.lastgroup or "", match.end()
-        token = match[group].strip()
+        group, at, token = match.lastgroup, match.end(), match[match.lastgroup].strip()
+        is_unit = token in BARE and tokens[-1:] != [] and tokens[-1][-1:].isdigit()  # without \\text{}, as in 5 cm
         if group in ("text", "word"):
-            token = "\\" + token if token in FUNCTIONS else token if token in ("e", "i") else '"' + token.casefold()
-        elif group in ("command", "name"):
+            if token in NAMES and (token not in UNITS or re.match(r"\s*[({\\A-Za-z]", text[at:])):
+                token = "\\" + token
+            elif len(token) == 1 and token.isascii():  # in \text{}
+                token = f'"{token}' if token.casefold() in UNITS else token
+            elif group == "text" or len(token) > 4 or token.casefold() in WORDS or not token.isascii() or is_unit:
+                token = '"' + token
+            else:
+                token, at = token[0], at - len(token) + 1
+        elif group == "command":
             known = COMMANDS if token in COMMANDS else STARTS  # \secx means \sec x, but \int does not mean \in t
-            size = next((n for n in range(len(token), 1, -1) if token[:n] in known), 0)
-            if not size:
+            if not (size := next((n for n in range(len(token), 1, -1) if token[:n] in known), 0)):
                 raise ValueError(f"unknown command {token!r}")
             token, at = "\\" + token[:size], at - (len(token) - size)
         tokens.append(ALIASES.get(token, token))
     return tokens
 
 
+def unit(phrase: str) -> tuple[Fraction, str, str] | None:
+    """Return number, size and kind of "million km / h": 1000000, "5/18", "length 1, time -1"; None if it is no unit."""
+    number, size, sign, kinds = Fraction(1), Fraction(1), 1, Counter[str]()
+    for word, power in re.findall(r"([^\W\d_]+[.']?|\S)\s*(?:\^\s*\{?(-?\d+)\}?)?", phrase):
+        word = word if word in UNITS or re.fullmatch("M[a-z]{,2}", word) else word.casefold()  # Mg is not mg
+        if word == "/":
+            sign = -1
+        elif word in NOTATION["scales"]:
+            number *= Fraction(NOTATION["scales"][word])
+        elif word in UNITS:
+            size *= Fraction(UNITS[word][0]) ** (sign * int(power or 1))
+            kinds[UNITS[word][1]] += sign * int(power or 1)
+        else:
+            return None
+    return number, str(size), ", ".join(sorted(f"{kind} {n}" for kind, n in kinds.items() if kind and n))
+
+
 def chain(name: str) -> Callable[[list[Tree]], Tree]:
     return lambda parts: (name, *parts[::2])
 
 
+def entries(parts: list[Tree]) -> Tree:
+    """Build a list, or, if inequalities must hold at the same time, ("both", ...)."""
+    signs = {sign for part in parts[::2] if kind(part) == "relation" for sign in part[2::2]}
+    return ("both" if signs & {"<", "<="} and r"\or" not in parts[1::2] else "list", *parts[::2])
+
+
 def relation(parts: list[Tree]) -> Tree:
-    r"""Build a < b <= c, and turn > and >= round to < and <=. Membership, x \in A, is just A."""
-    if r"\in" in parts[1::2]:
-        return parts[-1]
+    """Build a < b <= c, and turn > and >= round to < and <=."""
     if ">" in parts[1]:
         parts = [part.replace(">", "<") if at % 2 else part for at, part in enumerate(parts)][::-1]
     return ("relation", *parts)
@@ -154,15 +172,40 @@ def product(parts: list[Tree]) -> Tree:
     return tree
 
 
+def scaled(quantity: Tree, size: str) -> Tree:
+    """Return the value of a quantity in a unit of another size."""
+    ratio = Fraction(quantity[2]) / Fraction(size)
+    return quantity[1] if ratio == 1 else ("*", quantity[1], ("frac", *ratio.as_integer_ratio()))
+
+
+def measured(build: Callable[[list[Tree]], Tree]) -> Callable[[list[Tree]], Tree]:
+    """Have the result carry the unit of the parts: 5 - 3 cm is (5 - 3) cm, and 1 hour 30 minutes is 90 minutes."""
+
+    def build_measured(parts: list[Tree]) -> Tree:
+        units = [part for part in parts if kind(part) == "unit"]
+        is_sum = len(units) > 1 and build is product
+        if len({unit[3] for unit in units}) > 1 or (is_sum and 2 * len(units) - 1 + any(parts[1::2]) != len(parts)):
+            raise ValueError("unlike units, or a product of units")
+        size = min((unit[2] for unit in units), key=Fraction, default="1")
+        values = [scaled(part, size) if kind(part) == "unit" else part for part in parts]
+        tree = (chain("+") if is_sum else build)(values)
+        return ("unit", tree, size, units[0][3]) if units else tree
+
+    return build_measured
+
+
 LEVELS: list[tuple[tuple[str, ...], Callable[[list[Tree]], Tree]]] = [  # from loose to tight: signs and what they build
     ((r"\row",), chain("matrix")),
     (("&",), chain("row")),
-    ((",", ";"), chain("list")),
-    (("=", "!=", "<", "<=", ">", ">=", r"\in"), relation),
+    ((",", ";", r"\or"), entries),
+    ((r"\pmod",), chain("pmod")),
+    (("=", "~", "!=", "<", "<=", ">", ">=", r"\in"), relation),
     ((r"\cup",), chain("union")),
-    ((":",), lambda parts: ("frac", *parts[::2]) if len(parts) == 3 else ("tuple", "::", *parts[::2])),
-    (("+", "-", r"\pm", r"\mp"), chain("+")),  # the sign is read as part of the next term
-    (("*", "/", ""), product),
+    ((r"\setminus",), chain("setminus")),
+    ((r"\bmod",), chain("mod")),
+    ((":",), lambda parts: ("frac" if len(parts) == 3 else "ratio", *parts[::2])),
+    (("+", "-", r"\pm", r"\mp"), measured(chain("+"))),  # the sign is read as part of the next term
+    (("*", "/", ""), measured(product)),
 ]
 CLOSING: dict[str, tuple[str, ...]] = {
     "(": (")", "]"), "[": (")", "]"), "{": ("}",), r"\{": (r"\}",), "|": ("|",), r"\lfloor": (r"\rfloor",),
@@ -179,7 +222,8 @@ class Parser:
 
     def __init__(self, text: str):
         self.tokens, self.at = [*tokenise(text), ""], 0
-        self.depth = self.bars = self.angles = 0  # of brackets; of |; of functions, which take degrees
+        self.depth = self.angles = 0  # of brackets; of functions, which take degrees
+        self.bars = self.in_set = False  # just inside |; inside \\{
 
     @property
     def next(self) -> str:
@@ -212,7 +256,8 @@ class Parser:
     def starts_factor(self) -> bool:
         token = self.next
         if token[:1].isdigit() or token[:1] == ".":
-            return not self.tokens[self.at - 1][-1].isalnum()  # "2 3" and "x2" are not products
+            before = self.tokens[self.at - 1]
+            return before[0] == '"' or not before[-1].isalnum()  # "2 3" and "x2" are not products
         return token.isalpha() or token in ("(", "[", "{") or token[1:] in STARTS or (token == "|" and not self.bars)
 
     def power(self) -> Tree:
@@ -222,20 +267,33 @@ class Parser:
             if self.accept("!"):
                 tree = ("!", tree)
             elif self.accept(r"\degree"):
-                tree = ("*", tree, r"\pi", ("frac", 1, 180)) if self.angles else tree
+                tree = ("*", tree, r"\pi", ("frac", 1, 180)) if self.angles else ("unit", tree, "1", "degree 1")
             elif self.accept("^"):
                 tree = ("^", tree, self.argument(whole_number=True))
             elif isinstance(tree, str) and self.accept("_"):
                 tree = f"{tree}_{self.argument()!r}"
             elif isinstance(tree, str) and self.accept("'"):
                 tree += "'"
-            elif self.next[:1] == '"' or (self.next == "/" and self.tokens[self.at + 1][:1] == '"'):
-                self.at += 1 + (self.next == "/")
-                if self.accept("^"):
-                    self.argument()
+            elif self.starts_unit() and not self.angles:
+                tree = self.with_unit(tree)
             else:
                 return tree
         raise ValueError("too many signs after one term")
+
+    def starts_unit(self) -> bool:
+        return self.tokens[self.at + (self.next == "/")][:1] == '"'
+
+    def with_unit(self, tree: Tree) -> Tree:
+        """Read the unit of a tree. Words that are no unit raise ValueError: they may change the value."""
+        phrase = ""
+        while self.starts_unit() or self.next == "^":
+            token, self.at = self.next, self.at + 1
+            phrase += f"^{self.argument()}" if token == "^" else " " + token.strip('"')
+        found = unit(phrase)
+        if not found or kind(tree) == "unit":
+            raise ValueError(f"{phrase!r} is no unit")
+        tree = tree if found[0] == 1 else ("*", tree, ("frac", *found[0].as_integer_ratio()))
+        return ("unit", tree, *found[1:]) if found[2] else tree
 
     def argument(self, whole_number: bool = False) -> Tree:
         r"""Read {...} or one token. TeX takes one digit, as in \frac12, but 2^10 and \sqrt12 mean the whole number."""
@@ -261,15 +319,20 @@ class Parser:
         if token in CLOSING:
             return self.bracket(token)
         if token[:1] == '"':
+            if name in CURRENCIES and (self.starts_factor() or self.next == "-"):
+                tree = self.read(len(LEVELS) - 1)
+                return tree if kind(tree) == "unit" else ("unit", tree, *UNITS[name][:1], f"{UNITS[name][1]} 1")
             while self.next[:1] == '"':
                 name, self.at = f"{name} {self.next[1:]}", self.at + 1
-            return ("word", name)
+            return name if len(name) == 1 else ("word", name.casefold())
         if token in ("+", "-"):
             tree = self.power()
-            return tree if token == "+" else -tree if isinstance(tree, int) else ("*", -1, tree)
+            if token == "-":
+                tree = -tree if isinstance(tree, int) else LEVELS[-1][1]([-1, "*", tree])
+            return ("based", -tree[2][1], tree[2][2]) if kind(tree) == "*" and kind(tree[2]) == "based" else tree
         if token in (r"\pm", r"\mp"):
             return ("pm", 1 if token == r"\pm" else -1, self.power())
-        if token in ("f", "g") and self.next == "(":
+        if token in {*"fghpFGPQR"} and self.next == "(" and (token in "fg" or self.tokens[self.at + 2] == ")"):
             return ("apply", token, self.primary())
         if name in ("frac", "binom"):
             return (name, self.argument(), self.argument())
@@ -278,41 +341,44 @@ class Parser:
             return ("root", self.argument(whole_number=True), degree)
         if name in FUNCTIONS:
             return self.function(name)
+        if name == "cases":
+            tree = self.primary()  # rows with a value and a condition each, or a system of equations
+            return ("list", *(tree[1:] if kind(tree) == "matrix" else (tree,)))
         if name in ("angle", "triangle"):
             return self.read(len(LEVELS) - 1)
         if name == "emptyset":
-            return ("list",)
+            return ("tuple", r"\{") if self.in_set else ("list",)
         if token.isalpha() or name in GREEK or name in ("pi", "infty"):
             return token
         raise ValueError(f"unexpected {token!r}")
 
     def number(self, token: str) -> Tree:
         if "_" in token:
-            digits, _, base = token.partition("_")
-            return int(digits, int(base.strip("{}")))
+            digits, base = token.strip("}").replace("{", "").split("_")
+            return ("based", int(digits, int(base)), int(base))
         value = Fraction(token)
         if "." in token and self.accept(r"\overline", r"\bar"):  # 0.1\overline{6}
-            match = re.fullmatch(r"\{?(\d+)\}?", "".join(self.tokens[self.at : self.at + 3]))
-            if not match:
+            if not (match := re.fullmatch(r"\{?(\d+)\}?", "".join(self.tokens[self.at : self.at + 3]))):
                 raise ValueError("a repeating decimal without digits")
             self.at += 3
             value += Fraction(int(match[1]), 10 ** len(token.partition(".")[2]) * (10 ** len(match[1]) - 1))
         return value.numerator if value.denominator == 1 else ("frac", value.numerator, value.denominator)
 
     def bracket(self, opening: str) -> Tree:
-        if self.accept(*CLOSING[opening]):
-            return ("list",)
-        bars, self.bars = self.bars, opening == "|"
-        tree = self.read()
-        self.bars = bars
-        closing = self.accept(*CLOSING[opening])
-        if not closing:
+        outside, self.bars, self.in_set = (self.bars, self.in_set), opening == "|", self.in_set or opening == r"\{"
+        tree = ("list",) if self.next in CLOSING[opening] else self.read()
+        self.bars, self.in_set = outside
+        if not (closing := self.accept(*CLOSING[opening])):
             raise ValueError(f"{opening!r} is not closed")
+        if opening == r"\{" and self.in_set:  # a set in a set
+            return ("tuple", r"\{", tree)
         if opening in AROUND:
             return (AROUND[opening], *(dict.fromkeys(tree[1:]) if kind(tree) == "list" else (tree,)))
         return ("tuple", opening + closing, *tree[1:]) if kind(tree) == "list" and opening != "{" else tree
 
     def function(self, name: str) -> Tree:
+        if self.next == "=":
+            return "\\" + name  # \max = 5
         base = (self.argument(),) if name == "log" and self.accept("_") else ()
         power = self.argument(whole_number=True) if self.accept("^") else 1
         self.angles += 1
@@ -323,9 +389,12 @@ class Parser:
         if power == -1 and "arc" + name in FUNCTIONS:
             return ("arc" + name, product(parts))
         tree = (name, product(parts), *base)
+        if name in ("gcd", "lcm", "max", "min") and kind(tree[1]) in ("tuple", "list"):
+            tree = (name, *tree[1][1 + (kind(tree[1]) == "tuple") :])
         return tree if power == 1 else ("^", tree, power)
 
 
+@functools.lru_cache(1024)
 def parse(text: str) -> Tree:
     """Return the tree of a normalised answer. Raises ValueError, or RecursionError near the interpreter's limit."""
     parser = Parser(text)
@@ -335,52 +404,9 @@ def parse(text: str) -> Tree:
     return tree
 
 
-# ---------------------------------------------------------------------------- 3. the value of a tree
-
-
-def evaluate(tree: Tree, leaf: Callable[[Any], Any], table: dict[str, Callable[..., Any]]) -> Any:
-    """Evaluate a tree: `leaf` gives the value of a number or symbol, `table` applies an operator (or KeyError)."""
-    if isinstance(tree, (tuple, list)):
-        return table[tree[0]](*[evaluate(part, leaf, table) for part in tree[1:]])
-    return leaf(tree)
-
-
-def bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
-        raise OverflowError("too large for an exact number")
-    return value
-
-
-def whole(value: Fraction, largest: float = 1000) -> int:
-    if value.denominator != 1 or not 0 <= abs(value) <= largest:
-        raise OverflowError("not a whole number, or too large")
-    return int(value)
-
-
-EXACT: dict[str, Callable[..., Fraction]] = {
-    "+": lambda *terms: functools.reduce(lambda x, y: bounded(x + y), terms),
-    "*": lambda *factors: functools.reduce(lambda x, y: bounded(x * y), factors),
-    "frac": operator.truediv,
-    "^": lambda x, n: x ** whole(n, MAX_BITS / (x.numerator.bit_length() + x.denominator.bit_length())),
-    "%": lambda x: x / 100,
-    "!": lambda n: Fraction(math.factorial(whole(n))),
-    "binom": lambda n, k: Fraction(math.comb(whole(n), whole(k))),
-}
-
-
-def rational(tree: Tree) -> Fraction | None:
-    """Return the exact value of a tree; None if it has roots or symbols, or needs more than MAX_BITS."""
-    with contextlib.suppress(KeyError, ArithmeticError, ValueError, TypeError):
-        return evaluate(tree, lambda leaf: Fraction(leaf) if isinstance(leaf, int) else {}[leaf], EXACT)
-    return None
-
-
-def mentions(tree: Tree, names: set[str]) -> bool:
-    """Tell whether any of these symbols or operators occurs in a tree."""
-    return any(mentions(part, names) for part in tree) if isinstance(tree, (tuple, list)) else tree in names
-
-
 def main() -> None:
+    from problems.worker import rational  # which imports this file
+
     for text in (r"\dfrac12", r"50\%", r"3\frac{1}{2}", r"2^{10} - 4!", r"$x\in\left[0,\dfrac12\right)$", r"\sqrt{2}x"):
         tree = parse(normalise(text))
         print(f"{text:<32}{tree!s:<46}{rational(tree) or 'no rational number'}")

@@ -5,6 +5,7 @@ in a worker process with limited memory. Before each question the worker sets an
 off, the kernel kills the worker, whatever it is computing. The parent then reads an empty reply and starts another.
 
     WORKER.ask(a, b, digits, deadline)   # True or False; from any thread, in the process that needs the verdict
+    rational(tree)                       # the exact value of a tree, in this process; None if it has roots or symbols
     python -m problems.worker            # the worker itself, which reads questions from its standard input
 
 The worker receives trees (see latex.py) as JSON, never text, so nothing that a model wrote can be evaluated.
@@ -14,7 +15,9 @@ Left out: a pool of workers. One is enough, because the cheaper stages of verify
 import atexit
 import contextlib
 import faulthandler
+import functools
 import json
+import math
 import operator
 import os
 import signal
@@ -22,22 +25,101 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-from problems.latex import Tree, evaluate, kind, mentions
+from problems.latex import NOTATION, Tree, kind
 
 ROOT = Path(__file__).parent.parent
 QUESTION_LIMIT = 2.0  # seconds that the worker may spend on one question
+MAX_BITS = 20_000  # size of the largest exact number; stops towers of powers such as 9^{9^{9}}
 WORKER_BYTES = 1 << 30  # address space of the worker, on systems that can limit it
 
-# ---------------------------------------------------------------------------- 1. the question, as sympy sees it
+# ---------------------------------------------------------------------------- 1. exact values and trees
 
-# Values of the variables at the sample points, in units of 1/1009: twice all positive, twice of either sign, and once
-# integers, because expressions such as (-1)^n are real only there.
-POINTS = [(1361, 523, 2459, 811, 1733), (317, 2797, 1213, 1999, 449), (-1511, 2083, -677, 3011, -199)]
-POINTS += [(-421, -1871, 1103, -2203, 907), (2018, 3027, 1009, 5045, 4036)]
+
+def evaluate(tree: Tree, leaf: Callable[[Any], Any], table: dict[str, Callable[..., Any]]) -> Any:
+    """Evaluate a tree: `leaf` gives the value of a number or symbol, `table` applies an operator (or KeyError)."""
+    if isinstance(tree, (tuple, list)):
+        return table[tree[0]](*[evaluate(part, leaf, table) for part in tree[1:]])
+    return leaf(tree)
+
+
+def bounded(value: Fraction) -> Fraction:
+    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+        raise OverflowError("too large for an exact number")
+    return value
+
+
+def whole(value: Fraction, largest: float = 1000) -> int:
+    if value.denominator != 1 or not 0 <= abs(value) <= largest:
+        raise OverflowError("not a whole number, or too large")
+    return int(value)
+
+
+EXACT: dict[str, Callable[..., Fraction]] = {
+    "+": lambda *terms: functools.reduce(lambda x, y: bounded(x + y), terms),
+    "*": lambda *factors: functools.reduce(lambda x, y: bounded(x * y), factors),
+    "^": lambda x, n: x ** whole(n, MAX_BITS / (x.numerator.bit_length() + x.denominator.bit_length())),
+    "frac": operator.truediv, "%": lambda x: x / 100, "mod": operator.mod, "abs": abs, "max": max, "min": min,
+    "floor": lambda x: Fraction(math.floor(x)), "ceil": lambda x: Fraction(math.ceil(x)),
+    "gcd": lambda *n: Fraction(math.gcd(*map(whole, n))), "lcm": lambda *n: Fraction(math.lcm(*map(whole, n))),
+    "!": lambda n: Fraction(math.factorial(whole(n))), "binom": lambda n, k: Fraction(math.comb(whole(n), whole(k))),
+}  # fmt: skip
+
+
+def rational(tree: Tree) -> Fraction | None:
+    """Return the exact value of a tree; None if it has roots or symbols, or needs more than MAX_BITS."""
+    with contextlib.suppress(KeyError, ArithmeticError, ValueError, TypeError):
+        return evaluate(tree, lambda leaf: Fraction(leaf) if isinstance(leaf, int) else {}[leaf], EXACT)
+    return None
+
+
+CONSTANTS = {"e", "i", r"\pi", r"\infty", r"\in"}
+
+
+def mentions(tree: Tree, names: set[str]) -> bool:
+    """Tell whether any of these symbols or operators occurs in a tree."""
+    return any(mentions(part, names) for part in tree) if isinstance(tree, (tuple, list)) else tree in names
+
+
+def has_matrix(tree: Tree) -> bool:
+    """Tell whether A^{-1} or A^T occurs in a tree: products of matrices must not be reordered."""
+    if not isinstance(tree, (tuple, list)):
+        return False
+    is_matrix = tree[0] == "^" and tree[2] in (-1, "T") and isinstance(tree[1], str) and tree[1].isupper()
+    return is_matrix or any(map(has_matrix, tree))
+
+
+def symbols(tree: Tree) -> set[str]:
+    """Return the variables of a tree, function names and words included, constants not."""
+    if isinstance(tree, str):
+        return {tree} - CONSTANTS if tree[:1].isalpha() or tree[:1] == "\\" else set()
+    parts = tree[1:2] if kind(tree) == "unit" else tree[1:] if isinstance(tree, (tuple, list)) else ()
+    return set().union(*map(symbols, parts))
+
+
+def with_sign(tree: Tree, sign: int) -> Tree:
+    r"""Read every \pm in a tree as + (if sign is 1) or - (if it is -1)."""
+    if not isinstance(tree, tuple):
+        return tree
+    return ("*", sign * tree[1], tree[2]) if tree[0] == "pm" else tuple(with_sign(part, sign) for part in tree)
+
+
+def renamed(tree: Tree, old: str, new: str) -> Tree:
+    return new if tree == old else tuple(renamed(part, old, new) for part in tree) if isinstance(tree, tuple) else tree
+
+
+# ---------------------------------------------------------------------------- 2. the question, as sympy sees it
+
+# Values of the variables at the sample points: fractions, integers, odd, even, negative, large, small. The letters
+# n, m and k stand for integers.
+FRACTIONS, INTEGERS, COUNTS = NOTATION["sample points"].values()
+POINTS = [[(n, 1009) for n in row] for row in FRACTIONS] + [[(n, 1) for n in row] for row in INTEGERS]
+LONG = 40  # operations in an expression of which sympy is not asked whether it proves what the digits say
+ENOUGH = 4  # sample points at which two expressions must be defined and agree
 
 
 def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
@@ -47,6 +129,10 @@ def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
         if is_real and any(argument.is_negative for argument in arguments):
             raise ValueError("not a real number")
         return value
+
+    def defined(inverse: Callable[..., Any], x: Any) -> Any:
+        value = inverse(x)
+        return real(value, sympy.Integer(-1 if value.is_extended_real is False else 0))
 
     def power(base: Any, exponent: Any) -> Any:
         bits = max(abs(base.p).bit_length(), base.q.bit_length()) if base.is_Rational else 1
@@ -66,9 +152,22 @@ def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
     def log(x: Any, *base: Any) -> Any:
         return real(sympy.log(x, *(base or (10,))), x, *base)
 
-    names = "sin cos tan sec csc cot sinh cosh tanh exp floor".split()
-    return {name: getattr(sympy, name) for name in names} | {
-        "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "abs": sympy.Abs, "ceil": sympy.ceiling,
+    def of_integers(name: str) -> Callable[..., Any]:
+        def function(*numbers: Any) -> Any:
+            if any(number.free_symbols for number in numbers):  # sympy takes m and n for polynomials without a divisor
+                return sympy.Function(name)(*sorted(numbers, key=str))
+            if not all(number.is_Integer and number > 0 for number in numbers):
+                raise ValueError("not a positive integer")
+            return sympy.Integer(getattr(math, name)(*map(int, numbers)))
+
+        return function
+
+    table = {name: getattr(sympy, name) for name in "sin cos tan sec csc cot sinh cosh tanh exp floor".split()}
+    for name in "sin cos tan sec csc cot sinh cosh tanh".split():
+        table[f"arc{name}"] = functools.partial(defined, getattr(sympy, f"a{name}"))
+    return table | {
+        "abs": sympy.Abs, "ceil": sympy.ceiling, "max": sympy.Max, "min": sympy.Min, "mod": sympy.Mod,
+        "gcd": of_integers("gcd"), "lcm": of_integers("lcm"), "based": lambda x, base: x,
         "+": sympy.Add, "*": sympy.Mul, "frac": operator.truediv, "^": power, "root": root, "%": lambda x: x / 100,
         "log": log, "lg": log, "ln": lambda x: log(x, sympy.E), "apply": lambda f, *x: sympy.Function(str(f))(*x),
         "!": lambda n: small(sympy.factorial, n), "binom": lambda *n: small(sympy.binomial, *n),
@@ -78,58 +177,76 @@ def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
 def settle(a: Tree, b: Tree, digits: int, sympy: Any) -> bool:
     """Decide whether two expressions, or two relations with two sides each, are the same.
 
-    A sample point at which both are real can refute it. Their distance there is exact if it is rational; if not, it is
-    computed to more and more digits until it differs from zero or `digits` digits have cancelled. If no point refutes
-    it, expressions with variables count as equal, and so do constants unless sympy proves them different. Expressions
-    that are real at no point must be proved equal. Raises one of UNSETTLED if sympy has no answer.
+    Expressions with variables are compared at sample points: first where both are real at every step, then, if that
+    leaves fewer than ENOUGH points, as complex numbers. One point can refute; ENOUGH of them, or a proof, convince. A
+    distance is exact if it is rational; if not, it is computed to more and more digits until it differs from zero or
+    `digits` digits have cancelled. That also convinces of the equality of constants, unless sympy proves them
+    different; it is asked only if they are short. Raises one of UNSETTLED if sympy has no answer.
     """
     constants = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi}
-    symbols: dict[str, int] = {}  # name -> index, in order of appearance
+    names = symbols(a) | symbols(b)
+    if len(names) > 1 and all(map(str.isupper, names)) and has_matrix((a, b)):
+        return False
+    variables = {name: sympy.Symbol(name, real=True, integer=name in {*"nmk"} or None) for name in names}
+    reals, points = sorted(names - {*"nmk"}), []
+    for row, counts in zip(POINTS, COUNTS, strict=True):
+        known = {name: sympy.Rational(*row[n % 5]) * (1 + n // 5) for n, name in enumerate(reals)}
+        points.append(known | dict(zip("nmk", map(sympy.Integer, counts), strict=True)))
 
-    def build(tree: Tree, point: tuple[int, ...] = (), is_real: bool = False) -> Any:
+    def build(tree: Tree, known: dict[str, Any], is_real: bool = False) -> Any:
         def leaf(x: Any) -> Any:
-            if not isinstance(x, str):
-                return sympy.Integer(x) if isinstance(x, int) else x
-            if x in constants:
-                return constants[x]
-            n = symbols.setdefault(x, len(symbols))
-            return sympy.Rational(point[n % 5] * (1 + n // 5), 1009) if point else sympy.Symbol(x, real=True)
+            return sympy.Integer(x) if isinstance(x, int) else constants[x] if x in constants else known[x]
 
         return evaluate(tree, leaf, sympy_table(sympy, is_real))
 
-    is_real = not mentions((a, b), {"i"})
-    if kind(a) == "relation":
-        # Compare left - right, up to a constant factor, which must be positive for < and <=.
+    def is_zero(distance: Any, *terms: Any) -> bool:
+        """Tell whether a distance is zero as far as can be seen. Raises ValueError if it is undefined."""
+        if any(term.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) for term in (distance, *terms)):
+            raise ValueError("undefined")
+        if not distance.is_Rational:
+            size = sympy.log(1 + sum(map(abs, terms)), 10).evalf(3)
+            parts = distance.evalf(5, maxn=digits + min(1000, int(size))).as_real_imag()
+            if size > 1000 or not all(part.is_Float or part.is_Rational for part in parts):
+                raise ValueError("undefined")
+            # A precision of one bit is how sympy marks a zero of which all digits have cancelled.
+            distance = max(abs(part) if getattr(part, "_prec", 2) > 1 else 0 for part in parts)
+        return bool(distance == 0)
+
+    is_relation = kind(a) == "relation"
+    if is_relation:  # compare left - right, up to a constant factor, which must be positive for < and <=
         sign, a, b = a[2], *(("+", tree[1], ("*", -1, tree[3])) for tree in (a, b))
-        factor = build(("frac", a, b), POINTS[0])
-        if not (factor.is_nonzero if sign in ("=", "!=") else factor.is_positive):
-            return False
-        b = ("*", factor, b)
-    gap, is_supported = build(a) - build(b), False
-    if gap == 0:
-        return True
-    for point in POINTS if symbols else POINTS[:1]:
-        with contextlib.suppress(ValueError):
-            distance = build(a, point, is_real) - build(b, point, is_real)
-            if not distance.is_Rational:
-                size = sympy.log(1 + abs(build(a, point, is_real)), 10).evalf(3)
-                parts = distance.evalf(5, maxn=digits + int(size)).as_real_imag()
-                if not all(part.is_Float or part.is_Rational for part in parts):
-                    continue  # undefined at this point
-                # A precision of one bit is how sympy marks a zero of which all digits have cancelled.
-                distance = max(abs(part) if getattr(part, "_prec", 2) > 1 else 0 for part in parts)
-            if distance != 0:
-                return False
-            is_supported = True
-    if is_supported and symbols:
-        return True
-    return sympy.expand(gap) == 0 or (gap.equals(0) is not False if is_supported else sympy.simplify(gap) == 0)
+    else:
+        gap = build(a, variables) - build(b, variables)
+        if gap == 0:
+            return True
+    for is_real in (False,) if mentions((a, b), {"i"}) else (True, False):
+        agreed, first = 0, None
+        for point in points if variables else points[:1]:
+            with contextlib.suppress(ValueError):
+                x, y = (build(tree, point, is_real) for tree in (a, b))
+                if is_relation:
+                    if is_zero(x, x) or is_zero(y, y):
+                        if not (is_zero(x, x) and is_zero(y, y)):
+                            return False
+                        continue
+                    first = first or (x, y)
+                    if sign in ("<", "<=") and not (x / y).is_positive:
+                        return False
+                    x, y = x * first[1], y * first[0]
+                if not is_zero(x - y, x, y):
+                    return False
+                agreed += 1
+        if agreed >= (ENOUGH if variables or is_relation else 1):
+            break
+    else:
+        return not is_relation and (sympy.expand(gap) == 0 or sympy.simplify(gap) == 0)
+    return bool(variables) or gap.count_ops() > LONG or sympy.expand(gap) == 0 or gap.equals(0) is not False
 
 
 # What sympy raises when it cannot settle a question. RuntimeError includes RecursionError and NotImplementedError.
 UNSETTLED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
-# ---------------------------------------------------------------------------- 2. the worker process
+# ---------------------------------------------------------------------------- 3. the worker process
 
 
 def set_alarm(seconds: float) -> None:
@@ -168,7 +285,7 @@ def serve() -> None:
         print(json.dumps(verdict), flush=True)
 
 
-# ---------------------------------------------------------------------------- 3. the parent's side
+# ---------------------------------------------------------------------------- 4. the parent's side
 
 
 class Worker:

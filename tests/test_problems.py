@@ -469,3 +469,16 @@ def test_parquet(tmp_path):
     rows = [{**record, "prompt": [{"role": "user", "content": record.pop("problem")}]} for record in records(20)]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     assert len(whole(str(tmp_path / "a.parquet"))) == 20
+
+
+@pytest.mark.parametrize("answer", ["proof", "Proof", "notfound", None])
+def test_problems_without_an_answer_are_left_out_and_counted(tmp_path, answer):
+    without = {"problem": "p", "answer": answer, "solution": "prose"}
+    source = load_problems(write(tmp_path / "a.jsonl", without, *records(30)))
+    assert source.skipped == {"blank answer": 1}
+
+
+@pytest.mark.parametrize("key", ["solution", "answer"])
+def test_a_box_wins_over_a_later_heading(tmp_path, key):
+    record = {"problem": "q", key: "So \\boxed{5}.\n#### Check\n2 + 3 = 5"}
+    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", "5")]

@@ -22,7 +22,14 @@ from problems import verify, worker
 from problems.verify import answers_match, extract_answer, judge, timeouts
 
 PAIRS = [json.loads(line) for line in (ROOT / "tests" / "verify_pairs.jsonl").open(encoding="utf-8")]
-KNOWN_MISJUDGED: dict[tuple[str, str], str] = {}  # (prediction, truth) -> reason; at most 1% of the pairs
+KNOWN_MISJUDGED = {  # (prediction, truth) -> reason; at most 1% of the pairs
+    (r"f(x)=\begin{cases} x & x\ge 0 \\ -x & x<0 \end{cases}", "|x|"): "cases are compared row by row",
+    (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"): "left out: sums",
+    (r"\int_0^1 x dx", r"\frac12"): "left out: integrals",
+    ("1:10", "2:20"): "two times of day, as far as can be seen",
+    (r"x>1 \text{ and } x<3", "(1,3)"): "two inequalities are not combined",
+    ("1A_{16}", "1A"): "digits beyond 9 are read as letters without a base",
+}
 SLOW_PAIR = (r"e^{e^{e^{e^{e^{e}}}}}", "1")  # sympy never finishes this one
 LIMIT = 5.0  # seconds that a call may take, by the contract in design.md
 
@@ -59,6 +66,12 @@ def test_rewrites_match_and_corruptions_do_not():
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{1} and then \boxed{2}", "2"),
         (r"\boxed{1} and then \boxed{2", "1"),
+        (r"\boxed{2} and \boxed{3}", "2,3"),
+        (r"$\boxed{2}$, $\boxed{3}$ or $\boxed{5}$.", "2,3,5"),
+        (r"\boxed{2}\text{ and }\boxed{3}", "2,3"),
+        (r"\boxed{4}\ \boxed{5}", "4,5"),
+        (r"\boxed{5}, \boxed{5}", "5"),
+        (r"\boxed{1}. So \boxed{2} and \boxed{3}", "2,3"),
         (r"\fbox{3}", "3"),
         (r"\boxed {4}", "4"),
         (r"$\boxed 5$.", "5"),
@@ -335,7 +348,7 @@ def check_one(prediction: str, truth: str) -> None:
     boxed = extract_answer(f"{prediction} \\boxed{{{truth}}}")
     assert time.monotonic() - start < LIMIT
     assert verdict in (True, False) and stage in verify.STAGES and (boxed is None or isinstance(boxed, str))
-    if truth.strip(" ,;:.$") and prediction == truth and verify.normalise(truth):
+    if truth.strip(" ,;:.$") and prediction == truth and verify.normalise(extract_answer(truth) or truth):
         assert verdict
 
 
