@@ -7,7 +7,7 @@
 The sampler runs each prompt once, copies its keys and values for the n draws, and then draws one token per row and
 step. Rows that have ended are dropped from the batch now and then. Each rollout has random numbers of its own, so what
 it draws does not depend on what else is in the batch, apart from rounding. `engine/sampler.py` draws the same tokens
-faster: it writes keys and values in place, refills the batch while it runs, and captures steps as CUDA graphs.
+faster: it writes keys and values in place, lets waiting rows in, and captures steps as CUDA graphs.
 
 Left out: beam search, repetition penalties, streaming, speculative decoding. Run `python rollout.py` for an example.
 """
