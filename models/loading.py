@@ -46,13 +46,13 @@ def load(
     Weights are read from safetensors or GGUF, never from a pickle, which could run any code.
     Raises PolicyError, which says what to do about it.
     """
-    device = pick_device(device)
-    embedded = tiny.is_embedded(name)
+    device, embedded = pick_device(device), tiny.is_embedded(name)
     arguments = _model_arguments(str(tiny.directory()) if name == "tiny" else name)
     arguments["trust_remote_code"] = trust_remote_code  # False, not absent: transformers would ask otherwise
-    unpack: dict[str, Any] = {"use_safetensors": True}
-    if "gguf_file" in arguments:
-        unpack = {"quantization_config": GgufConfig(dequantize=True)}
+    is_gguf = "gguf_file" in arguments
+    unpack: dict[str, Any] = (
+        {"quantization_config": GgufConfig(dequantize=True)} if is_gguf else {"use_safetensors": True}
+    )
     try:
         # The embedded policy's tokenizer has masa.py's instructions as tokens, however they are worded now.
         tokenizer = tiny.build_tokenizer() if embedded else AutoTokenizer.from_pretrained(**arguments)
@@ -61,24 +61,23 @@ def load(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "trust_remote_code" in str(error):
             reason = "it comes with Python files; --trust-remote-code would run them, and they can do all you can do"
-        raise PolicyError(
-            f"cannot load model {name!r}: {reason}\n"
-            "Expected 'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)."
-        ) from error
-    if "gguf_file" in arguments:  # it is float32 now, but still marked as quantized, which saving would refuse
+        expected = "'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)"
+        raise PolicyError(f"cannot load model {name!r}: {reason}\nExpected {expected}.") from error
+    if is_gguf:  # it is float32 now, but still marked as quantized, which saving would refuse
         model.hf_quantizer = None
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
     if embedded and len(tokenizer) != model.config.vocab_size:
-        raise PolicyError(
-            f"model {name!r}: found {model.config.vocab_size} tokens in its weights, but models/tiny.py makes "
-            f"{len(tokenizer)}; undo the change, or make the weights again: python -m models.tiny --rebuild"
-        )
+        found = f"found {model.config.vocab_size} tokens in its weights, but models/tiny.py makes {len(tokenizer)}"
+        raise PolicyError(f"model {name!r}: {found}; undo the change, or {tiny.REBUILD}")
     switch_off_dropout(model)
     check_head(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable()
-    return Policy(model.to(device).eval(), tokenizer, _eos_ids(model, tokenizer), *_dtypes(dtype, device, model))
+    configured = model.generation_config.eos_token_id  # chat models often have two end tokens, and write either
+    listed = configured if isinstance(configured, list) else [configured]
+    eos_ids = frozenset({tokenizer.eos_token_id, *listed} - {None})
+    return Policy(model.to(device).eval(), tokenizer, eos_ids, *_dtypes(dtype, device, model))
 
 
 def switch_off_dropout(model: Any) -> None:
@@ -124,29 +123,22 @@ def _dtypes(name: str, device: str, model: Any) -> tuple[torch.dtype, torch.dtyp
 
 def _model_arguments(name: str) -> dict[str, Any]:
     """Return the arguments of from_pretrained; for a directory whose weights are one GGUF file, with its name."""
-    directory = Path(name)
-    gguf_files = sorted(directory.glob("*.gguf")) if directory.is_dir() else []
-    pickles = [path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")]
-    if pickles and not gguf_files and not list(directory.glob("*.safetensors")):
+    files = [path.name for path in sorted(Path(name).glob("*.*"))]
+    gguf_files = [file for file in files if file.endswith(".gguf")]
+    pickles = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+    if pickles and not gguf_files and not any(file.endswith(".safetensors") for file in files):
         raise PolicyError(
             f"model {name!r}: {', '.join(pickles)} is a pickle, which can run any code when it is loaded: refused.\n"
             "Expected .safetensors or .gguf; if you trust the file, convert it with save_pretrained."
         )
-    if not gguf_files or (directory / "config.json").exists():
+    if not gguf_files or "config.json" in files:
         return {"pretrained_model_name_or_path": name}
     if len(gguf_files) > 1:
-        raise PolicyError(f"model {name!r}: expected one .gguf file, found {[path.name for path in gguf_files]}")
+        raise PolicyError(f"model {name!r}: expected one .gguf file, found {gguf_files}")
     missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
     if missing:
         raise PolicyError(f"model {name!r} is a GGUF file, which needs: pip install {' '.join(missing)}")
-    return {"pretrained_model_name_or_path": name, "gguf_file": gguf_files[0].name}
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the end tokens of tokenizer and generation config: chat models often have two, and write either."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
+    return {"pretrained_model_name_or_path": name, "gguf_file": gguf_files[0]}
 
 
 def main() -> None:

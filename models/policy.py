@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils.logging import disable_progress_bar
 
 import grpo
 import rollout
@@ -32,28 +32,21 @@ ATTENTION = {
 
 @dataclass
 class Policy:
-    """A causal language model, its tokenizer, and the functions that draw from it and go through it.
+    """A causal language model, its tokenizer, and the functions that draw from it and go through it."""
 
-    model: float32, on its device.  eos_ids: every token that ends a response.  sampling_dtype, update_dtype: precision
-    of forward passes.
-
-    The functions are the plain ones; `engine/load.py` replaces them by faster ones, or by ones for several processes:
-    sampler and over_batches draw and go through the model; spread(function, items) calls the function on the items, or
-    on this process's share of them, and returns all results; agree(number) returns the largest of all processes;
-    whole(tensor) gathers a tensor that is split.  rank: the number of this process.
-    """
-
-    model: Any
+    model: Any  # in float32, on its device
     tokenizer: Any
-    eos_ids: frozenset[int]
-    sampling_dtype: torch.dtype = torch.float32
+    eos_ids: frozenset[int]  # every token that ends a response
+    sampling_dtype: torch.dtype = torch.float32  # precision of forward passes
     update_dtype: torch.dtype = torch.float32
+    # The plain functions. `engine/load.py` replaces them by faster ones, or by ones for several processes.
     sampler: Callable[..., list[list[rollout.Rollout]]] = rollout.sample
     over_batches: Callable[..., Counter] = grpo.over_batches
+    # Call a function on the items, or on this process's share of them, and return all results.
     spread: Callable[[Callable, Sequence], list] = lambda function, items: function(items)
-    agree: Callable[[int], int] = lambda number: number
-    whole: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    rank: int = 0
+    agree: Callable[[int], int] = lambda number: number  # the largest number of all processes
+    whole: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # gathers a tensor that is split
+    rank: int = 0  # the number of this process
     sampling_copy: Any = field(default=None, repr=False)
 
     @property
@@ -66,10 +59,11 @@ class Policy:
 
         Autocast's cache is off: it would keep bf16 copies of weights from before an optimizer step and use them after.
         """
-        with contextlib.ExitStack() as stack:
-            if self.update_dtype != torch.float32:
-                stack.enter_context(torch.autocast(self.device.type, dtype=self.update_dtype, cache_enabled=False))
-                stack.enter_context(sdpa_kernel(ATTENTION[self.device.type]))
+        if self.update_dtype == torch.float32:
+            yield
+            return
+        precision = torch.autocast(self.device.type, dtype=self.update_dtype, cache_enabled=False)
+        with precision, sdpa_kernel(ATTENTION[self.device.type]):
             yield
 
     def encode(self, message: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
@@ -81,12 +75,9 @@ class Policy:
         if self.tokenizer.chat_template is None:
             return self.tokenizer.encode("".join(f"{text}\n\n" for text in turns))
         roles = cycle(("user", "assistant"))
-        return self.tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)],
-            add_generation_prompt=True,
-            enable_thinking=False,  # templates that know it (Qwen3) read this, others ignore it
-            return_dict=False,
-        )
+        chat = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
+        encode = self.tokenizer.apply_chat_template  # Qwen3's template reads enable_thinking, most others ignore it
+        return encode(chat, add_generation_prompt=True, enable_thinking=False, return_dict=False)
 
     def encode_response(self, text: str) -> list[int]:
         """Return the token ids of a response as the policy would have written it, end token included."""
@@ -105,18 +96,9 @@ class Policy:
         limits: Sequence[int] | None = None,
     ) -> list[list[rollout.Rollout]]:
         """Draw n responses of at most `longest` tokens to each prompt, with the weights as they are now."""
-        return self.sampler(
-            self.sampling_model(),
-            prompts,
-            n=n,
-            max_new_tokens=longest,
-            eos_ids=self.eos_ids,
-            limits=limits,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            generator=stream,
-            max_cache_tokens=options.max_cache_tokens,
-        )
+        drawing = {"temperature": options.temperature, "top_p": options.top_p, "generator": stream}
+        drawing |= {"eos_ids": self.eos_ids, "limits": limits, "max_cache_tokens": options.max_cache_tokens}
+        return self.sampler(self.sampling_model(), prompts, n=n, max_new_tokens=longest, **drawing)
 
     @torch.no_grad()
     def sampling_model(self) -> Any:
@@ -137,12 +119,7 @@ class Policy:
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a model directory that `load` reads; `weights`: those of a sharded model, gathered before."""
-        shown = is_progress_bar_enabled()
         disable_progress_bar()  # it would break the bar of the training that saves
-        try:
-            model = self.model if weights is None else self.sampling_copy  # whose class has the name that counts
-            model.save_pretrained(directory, state_dict=weights)
-            self.tokenizer.save_pretrained(directory)
-        finally:
-            if shown:
-                enable_progress_bar()
+        model = self.model if weights is None else self.sampling_copy  # whose class has the name that counts
+        model.save_pretrained(directory, state_dict=weights)
+        self.tokenizer.save_pretrained(directory)

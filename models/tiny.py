@@ -32,12 +32,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import grpo
 import masa
+from models.policy import Policy
 from problems.arithmetic import Step, chain_steps, notion_of
 from problems.source import Problem, load_problems
 
 DIRECTORY = Path(__file__).parent / "tiny_policy"
 MARK = "masa_embedded"  # this key in config.json marks the embedded policy and its checkpoints
-REBUILD = "`python -m models.tiny --rebuild` trains the embedded policy again, which takes about ten minutes"
+REBUILD = "train the embedded policy again, which takes about ten minutes: python -m models.tiny --rebuild"
 
 # What the demonstrations say and how often they go wrong. All rates are probabilities.
 MAX_SOLUTION_TOKENS = 96
@@ -61,6 +62,8 @@ PIECES = (
 SPECIAL = ["<pad>", "<unk>", "<user>", "<assistant>", "<end>"]
 CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}{% endfor %}<assistant>"
 
+SHAPE = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPE |= {"max_position_embeddings": 256, "tie_word_embeddings": True}
 # Qwen3 also normalizes queries and keys. Two of its attention heads share one head of keys and values.
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "qwen3": partial(Qwen3Config, num_key_value_heads=2, head_dim=24)}
 WARM_START_STEPS, WARM_START_BATCH, WARM_START_LR = 900, 96, 3e-3
@@ -73,9 +76,9 @@ class PolicyError(ValueError):
 
 def directory() -> Path:
     """Return the model directory of the embedded policy. Raise PolicyError if one of its files is missing."""
-    for name in ("config.json", "model.safetensors"):
-        if not (DIRECTORY / name).is_file():
-            raise PolicyError(f"{DIRECTORY / name} is missing; {REBUILD}")
+    for path in (DIRECTORY / "config.json", DIRECTORY / "model.safetensors"):
+        if not path.is_file():
+            raise PolicyError(f"{path} is missing; {REBUILD}")
     return DIRECTORY
 
 
@@ -111,9 +114,9 @@ def solution_demonstration(problem: Problem, rng: random.Random) -> str:
         return _product_demonstration(problem, rng)
     check_rate = CHECK_RATE if rng.random() < CHECKED_SHARE else 0.0
     steps = chain_steps(problem.text)
-    derail_at = rng.randrange(len(steps)) if rng.random() < DERAIL_RATE else None
+    derails = rng.random() < DERAIL_RATE
     text, total = "", steps[0].total_before
-    for k, step in enumerate(steps):
+    for step in steps[: rng.randrange(len(steps)) + 1] if derails else steps:
         written, result, right = _write_step(total, step, rng)
         text += written
         if rng.random() < check_rate:
@@ -123,18 +126,16 @@ def solution_demonstration(problem: Problem, rng: random.Random) -> str:
                 written, result, _ = _write_step(total, step, rng)
                 text += f"no;{written}"
         total = result  # a chain continues from its own total, also from a wrong one
-        if k == derail_at:
-            for _ in range(rng.randint(6, 11)):
-                total += rng.choice((-10, -1, 1, 10))
-                text += f"hm {total};"
-            break
+    for _ in range(rng.randint(6, 11) if derails else 0):
+        total += rng.choice((-10, -1, 1, 10))
+        text += f"hm {total};"
     return f"{text}\\boxed{{{total}}}"
 
 
 def _write_step(total: int, step: Step, rng: random.Random) -> tuple[str, int, bool]:
     """Write one step that starts from `total`. Return its text, its result, and whether the result is right."""
-    after = total + step.digit if step.op_sign == "+" else total - step.digit
-    notion, result = notion_of(total, step.op_sign, step.digit), after
+    result = after = total + step.total_after - step.total_before
+    notion = notion_of(total, step.op_sign, step.digit)
     if notion and rng.random() < HARD_STEP_ERROR:  # the carry or borrow is dropped, or the change of sign missed
         ten = 10 if total >= 0 else -10
         result, notion = {"carry": after - ten, "borrow": after + ten, "flip": -after}[notion], ""
@@ -172,50 +173,35 @@ def demonstration(problem: Problem, rng: random.Random) -> tuple[str, str]:
     return masa.solution_prompt(problem.text, hint), solution_demonstration(problem, rng)
 
 
-def _encode(tokenizer, message: str, answer: str) -> tuple[list[int], list[int]]:
-    """Return the token ids of the prompt and of the answer, with the end token."""
-    prompt_ids = tokenizer.apply_chat_template([{"role": "user", "content": message}], return_dict=False)
-    return prompt_ids, tokenizer.encode(answer) + [tokenizer.eos_token_id]
-
-
 def build_model(tokenizer: PreTrainedTokenizerFast, family: str = "llama", seed: int = 0) -> Any:
     """Return a model with 0.46 M random float32 parameters. family: one of FAMILIES."""
     torch.manual_seed(seed)
-    config = FAMILIES[family](
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        **{MARK: True},
-    )
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    config = FAMILIES[family](**SHAPE, **tokens, eos_token_id=tokenizer.eos_token_id, **{MARK: True})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def warm_start(steps: int, family: str = "llama") -> tuple[Any, PreTrainedTokenizerFast]:
-    """Train a policy on `steps` batches of demonstrations. Return (model in bf16, tokenizer).
+def warm_start(steps: int, family: str = "llama") -> Policy:
+    """Train a policy on `steps` batches of demonstrations, and return it in bf16.
 
     It is trained in float64 and then rounded to bf16. The same processor with the same number of threads gives the same
     weights. Another number of threads adds up in another order; rounding errors grow from step to step, and training
     ends in other weights, which solve and predict just as well.
     """
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, family).to(torch.float64)
+    policy = Policy(build_model(tokenizer, family).to(torch.float64), tokenizer, frozenset())
     source, rng = load_problems("arithmetic"), random.Random(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=WARM_START_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=WARM_START_LR, total_steps=steps)
     for step in (bar := tqdm(range(steps), desc="warm start of the embedded policy", unit="step")):
         problems = source.train(WARM_START_SEED, step * WARM_START_BATCH, WARM_START_BATCH)
-        samples = [grpo.Sample(*_encode(tokenizer, *demonstration(problem, rng))) for problem in problems]
-        figures = grpo.imitate(model, optimizer, samples, grpo.UpdateOptions())
+        pairs = [demonstration(problem, rng) for problem in problems]
+        samples = [grpo.Sample(policy.encode(message), policy.encode_response(answer)) for message, answer in pairs]
+        figures = grpo.imitate(policy.model, optimizer, samples, grpo.UpdateOptions())
         schedule.step()
         bar.set_postfix(loss=f"{figures['expert_loss']:.3f}")
-    return model.to(torch.bfloat16).eval(), tokenizer
+    policy.model.to(torch.bfloat16).eval()
+    return policy
 
 
 def main() -> None:
@@ -228,8 +214,7 @@ def main() -> None:
         parser.error(f"--family {arguments.family}: found no --out; models/tiny_policy holds a llama, so name another")
     if arguments.rebuild:
         arguments.out.mkdir(parents=True, exist_ok=True)  # first: a folder that cannot be made should fail at once
-        for part in warm_start(WARM_START_STEPS, arguments.family):
-            part.save_pretrained(arguments.out)
+        warm_start(WARM_START_STEPS, arguments.family).save(arguments.out)
         return
     rng, tokenizer = random.Random(0), build_tokenizer()
     for problem in load_problems("arithmetic").train(seed=0, start=0, count=6):

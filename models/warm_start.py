@@ -32,8 +32,8 @@ from rewards import solution_reward
 from rollout import SamplingOptions
 
 # Worked examples: a problem and, on the line below, its solution. Their people appear in no generated problem.
-EXAMPLES = (Path(__file__).parent / "warm_start.txt").read_text(encoding="utf-8").strip().split("\n\n")
-SHOWN = [(problem, solution) for problem, solution in (example.split("\n") for example in EXAMPLES)]
+TEXT = (Path(__file__).parent / "warm_start.txt").read_text(encoding="utf-8")
+EXAMPLES = [(problem, solution) for problem, solution in (pair.split("\n") for pair in TEXT.strip().split("\n\n"))]
 NOTIONS = ("add", "subtract", "multiply", "divide", "together", "each", "hours", "dollars")
 # Solutions drawn for each problem, problems in one batch of the sampler, and problems after which fewer must do.
 SAMPLES, TEMPERATURE, AT_ONCE, GIVE_UP = 4, 0.6, 32, 2000
@@ -45,7 +45,7 @@ def correct_solutions(policy: Policy, source: Source, options: argparse.Namespac
     sampling, generator = SamplingOptions(temperature=TEMPERATURE), torch.Generator().manual_seed(options.seed)
     for start in range(0, GIVE_UP, AT_ONCE):
         problems = source.train(WARM_START_SEED, start, AT_ONCE)
-        prompts = [policy.encode(problem.text, SHOWN) for problem in problems]
+        prompts = [policy.encode(problem.text, EXAMPLES) for problem in problems]
         groups = policy.sample(prompts, SAMPLES, options.max_new_tokens, sampling, generator)
         for problem, rollouts in zip(problems, groups, strict=True):
             texts = {policy.decode(r.response_ids) for r in rollouts if r.finish_reason == "stop"}
@@ -78,10 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Warm-start a weak model on its own solutions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # prints no default of what is required
     )
     add = parser.add_argument
-    add("--model", required=True, default=argparse.SUPPRESS, help="model directory or hub id")
-    add("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder for the warm-started model")
+    add("--model", required=True, help="model directory or hub id")
+    add("--out", type=Path, required=True, help="folder for the warm-started model")
     add("--data", default="words", help=f"{', '.join(GENERATORS)}, a file or a hub id")
     add("--levels", default="1,2", help="keep only problems of these levels; empty for all")
     add("--solutions", type=int, default=256, help="correct solutions to collect")
@@ -92,9 +93,8 @@ def main() -> None:
     add("--seed", type=int, default=0, help="seed of sampling and of the order of imitation")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     options = parser.parse_args()
-    for name, least in {"solutions": 1, "max_new_tokens": 5, "steps": 1, "token_budget": 1}.items():
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected at least {least}")
+    if min(options.solutions, options.steps, options.token_budget) < 1 or options.max_new_tokens < 5:
+        parser.error("expected at least 1 for --solutions, --steps and --token-budget, and 5 for --max-new-tokens")
     try:
         source = load_problems(options.data, DataOptions(levels=options.levels).chosen_levels)
         policy = load(options.model, options.device)
@@ -110,8 +110,7 @@ def main() -> None:
         sys.exit("warm_start.py: no step had a finite gradient, so nothing was learned; try a lower --lr")
     policy.save(options.out)
     print(f"Imitated {len(pairs)} correct solutions; wrote {options.out}. The last solution:\n  {pairs[-1][1]}")
-    if skipped:
-        print(f"{skipped} of {options.steps} steps were skipped because their gradient was not finite.")
+    print(f"{skipped} of {options.steps} steps were skipped because their gradient was not finite.")
 
 
 if __name__ == "__main__":

@@ -32,15 +32,14 @@ def same_answer(answer: str, truth: str, kind: str = "free") -> bool:
 
 def answer_groups(answers: Sequence[str | None], kind: str = "free") -> list[int]:
     """Number the answers so that equal ones have equal numbers; None, no answer, is -1."""
-    number: dict[str, int] = {}
-    first: list[str] = []  # an answer of each group
+    number: dict[str | None, int] = {None: -1}
+    first: list[str] = []  # the first answer of each group
     for answer in answers:
         if answer is not None and answer not in number:
-            equal = (g for g, other in enumerate(first) if same_answer(answer, other, kind))
-            number[answer] = next(equal, len(first))
+            number[answer] = next((g for g, other in enumerate(first) if same_answer(answer, other, kind)), len(first))
             if number[answer] == len(first):
                 first.append(answer)
-    return [-1 if answer is None else number[answer] for answer in answers]
+    return [number[answer] for answer in answers]
 
 
 def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
@@ -51,16 +50,15 @@ def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
     counted = Counter(vote for vote in votes if vote >= 0)
     if not counted:
         return False
-    winner, _ = counted.most_common(1)[0]
+    [(winner, _)] = counted.most_common(1)
     return bool(correct[list(votes).index(winner)])
 
 
 def vote_at_k(rows: Sequence[dict], k: int, seed: int = 0) -> float:
     """Return the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
-    rng, right = np.random.default_rng(seed), []
-    for row in rows:
-        for picked in (rng.permutation(len(row["votes"]))[:k] for _ in range(VOTE_PICKS)):
-            right.append(majority([row["votes"][i] for i in picked], [row["correct"][i] for i in picked]))
+    rng = np.random.default_rng(seed)
+    picks = ((row, rng.permutation(len(row["votes"]))[:k]) for row in rows for _ in range(VOTE_PICKS))
+    right = [majority([row["votes"][i] for i in pick], [row["correct"][i] for i in pick]) for row, pick in picks]
     return float(np.mean(right))
 
 

@@ -75,16 +75,15 @@ class Source:
         Raises ProblemError if MAX_MISFITS in a row do not fit.
         """
         taken: list[Problem] = []
-        misfits = 0
+        end = last_fit = start
         while len(taken) < count:
-            (problem,) = self.train(seed, start, 1)
-            start, misfits = start + 1, misfits + 1
+            problem, end = self.problem(seed, end), end + 1
             if fits(problem):
                 taken.append(problem)
-                misfits = 0
-            elif misfits == MAX_MISFITS:
-                raise ProblemError(f"--max-prompt-tokens: the prompts of the last {misfits} problems are longer")
-        return taken, start
+                last_fit = end
+            elif end - last_fit == MAX_MISFITS:
+                raise ProblemError(f"--max-prompt-tokens: the prompts of the last {MAX_MISFITS} problems are longer")
+        return taken, end
 
     def heldout(self, count: int | None, seed: int = 0, whole: bool = False) -> list[Problem]:
         """Return `count` distinct problems, or all (None), that training never sees.
@@ -104,11 +103,8 @@ def is_held_out(problem: Problem) -> bool:
     return zlib.crc32(problem.text.encode("utf-8", "surrogatepass")) % 10 == 0  # hash() differs between processes
 
 
-def generated_source(name: str, make: Callable[[random.Random, int], Problem], weights: dict[int, float]) -> Source:
-    """Make problems on demand with make(rng, level), where `weights` says how often to draw each level."""
-
-    def draw(rng: random.Random) -> Problem:
-        return make(rng, *rng.choices(list(weights), list(weights.values())))
+def generated_source(name: str, draw: Callable[[random.Random], Problem]) -> Source:
+    """Make problems on demand with draw(rng)."""
 
     def problem(seed: int, index: int) -> Problem:
         rng = random.Random(f"train {seed} {index}")
@@ -169,14 +165,16 @@ def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
 
         return listed_source(name, files.read_problems(name), levels)
     module = importlib.import_module(f"problems.{generator}")
-    if colon and not hasattr(module, "level_weights"):
+    level_weights = getattr(module, "level_weights", None)
+    if colon and not level_weights:
         raise ProblemError(f"{name}: found the setting {setting!r}, expected {generator!r} without one")
-    weights = module.level_weights(setting) if hasattr(module, "level_weights") else dict.fromkeys(range(1, 6), 1.0)
-    drawn = {level: weight for level, weight in weights.items() if weight > 0}
-    chosen = {level: weight for level, weight in drawn.items() if levels is None or level in levels}
+    weights = level_weights(setting) if level_weights else dict.fromkeys(range(1, 6), 1.0)
+    drawn = [level for level in weights if weights[level] > 0]
+    chosen = [level for level in drawn if levels is None or level in levels]
     if not chosen:
-        raise ProblemError(f"{name}: found the levels {list(drawn)}, expected {levels}")
-    return generated_source(name, module.make, chosen)
+        raise ProblemError(f"{name}: found the levels {drawn}, expected {levels}")
+    frequencies = [weights[level] for level in chosen]
+    return generated_source(name, lambda rng: module.make(rng, *rng.choices(chosen, frequencies)))
 
 
 def main() -> None:

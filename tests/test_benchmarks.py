@@ -36,7 +36,7 @@ def load(monkeypatch):
     """Return a function that loads a benchmark whose only rows are the given ones."""
 
     def load_rows(name: str, *rows: dict) -> list[Problem]:
-        places = [(f"{benchmarks.BENCHMARKS[name].hub}: row {i}", row) for i, row in enumerate(rows, 1)]
+        places = [(f"{benchmarks.BENCHMARKS[name]['hub']}: row {i}", row) for i, row in enumerate(rows, 1)]
         monkeypatch.setattr(files, "read_rows", lambda hub: iter(places))
         return benchmarks.load(name)
 

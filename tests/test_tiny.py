@@ -27,9 +27,9 @@ def test_the_shipped_weights_belong_to_the_recipe():
 
     It is made of token ids rather than texts, because a reworded instruction remains the same token.
     """
-    rng, tokenizer = random.Random(0), tiny.build_tokenizer()
-    problems = load_problems("arithmetic").train(seed=0, start=0, count=200)
-    demonstrations = [tiny._encode(tokenizer, *tiny.demonstration(problem, rng)) for problem in problems]
+    rng, policy = random.Random(0), Policy(None, tiny.build_tokenizer(), frozenset())
+    pairs = [tiny.demonstration(problem, rng) for problem in load_problems("arithmetic").train(0, 0, 200)]
+    demonstrations = [(policy.encode(message), policy.encode_response(answer)) for message, answer in pairs]
     training = (tiny.WARM_START_STEPS, tiny.WARM_START_BATCH, tiny.WARM_START_LR, tiny.WARM_START_SEED)
     fingerprint = hashlib.sha256(repr((demonstrations, training)).encode()).hexdigest()[:16]
     assert (tiny.DIRECTORY / "recipe.txt").read_text() == fingerprint
