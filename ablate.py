@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from engine.command_line import OptionError, add_flags, declared, make
+from engine.command_line import OptionError, add_flags, as_flags, declared, make
 from engine.runs import Planned, last_lines, run_all
 from train import Options, build_parser
 
@@ -62,17 +62,13 @@ def variant_options(text: str) -> dict[str, Any]:
     name, *changes = text.split("+")
     if name not in VARIANTS:
         raise OptionError(f"--variants: found {name!r}, expected some of {', '.join(VARIANTS)}")
-    known = {option.name: option for part in Options.parts().values() for option in declared(part)}
-    flags = []
+    kinds = {option.name: option.kind for part in Options.parts().values() for option in declared(part)}
+    values: dict[str, Any] = {}
     for option, _, value in (change.partition("=") for change in changes):
-        if option.replace("-", "_") not in known:
+        if (key := option.replace("-", "_")) not in kinds:
             raise OptionError(f"--variants: found {option!r} in {text!r}, expected an option of train.py")
-        if known[option.replace("-", "_")].kind is bool:
-            off = value.lower() in ("false", "0", "no", "off")
-            flags.append(f"--{'no-' if off else ''}{option.replace('_', '-')}")
-        else:
-            flags.append(f"--{option.replace('_', '-')}={value}")
-    return VARIANTS[name] | vars(build_parser().parse_args(flags))
+        values[key] = value.lower() not in ("false", "0", "no", "off") if kinds[key] is bool else value
+    return VARIANTS[name] | vars(build_parser().parse_args(as_flags(values)))
 
 
 def plan(options: AblateOptions, train_options: list[str]) -> list[Planned]:

@@ -140,18 +140,14 @@ def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
     }
 
 
-def with_votes(attempt: Attempt) -> dict[str, Any]:
-    """Return a problem for evaluations.jsonl, with the number of the group of equal answers of each solution."""
-    answers = [extract_answer(text) for text in attempt.responses]
-    return transcript(attempt, 0) | {"votes": answer_groups(answers, attempt.problem.kind)}
-
-
 def evaluate(
     policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: TestOptions
 ) -> tuple[dict[str, Any], list[dict]]:
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
-    result, rows = summarize(attempts), [with_votes(attempt) for attempt in attempts]
+    result, rows = summarize(attempts), [transcript(attempt, 0) for attempt in attempts]
+    for row, a in zip(rows, attempts, strict=True):  # each solution's number among the groups of equal answers
+        row["votes"] = answer_groups([extract_answer(text) for text in a.responses], a.problem.kind)
     result["vote_at_k"] = {k: vote_at_k(rows, int(k)) for k in result["pass_at_k"]}
     if options.greedy:
         greedy = dataclasses.replace(sampling, temperature=0.0, samples=1, predictions=0)

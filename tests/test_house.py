@@ -78,8 +78,8 @@ def test_the_house_stays_small():
     assert sorted(path.stem for path in lesson) == sorted(LESSON)
     options = [option for part in Options.parts().values() for option in declared(part)]
     sizes = {
-        "root": (lines(lesson), 1400),
-        "all but tests": (lines(SOURCES), 5000),
+        "root": (lines(lesson), 1500),
+        "all but tests": (lines(SOURCES), 6150),
         "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5000),
         "README.md": (len((ROOT / "README.md").read_text().splitlines()), 250),
         "options of train.py": (len(options), 50),
