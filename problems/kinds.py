@@ -55,7 +55,9 @@ def majority(votes: Sequence[int], correct: Sequence[int]) -> bool:
 
 
 def vote_at_k(rows: Sequence[dict], k: int, seed: int = 0) -> float:
-    """Return the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
+    """Estimate the share of correct majority votes of k solutions; rows: problems with "votes" and "correct"."""
+    if k == 1:
+        return float(np.mean([correct for row in rows for correct in row["correct"]]))
     rng = np.random.default_rng(seed)
     picks = ((row, rng.permutation(len(row["votes"]))[:k]) for row in rows for _ in range(VOTE_PICKS))
     right = [majority([row["votes"][i] for i in pick], [row["correct"][i] for i in pick]) for row, pick in picks]

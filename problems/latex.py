@@ -88,7 +88,6 @@ STARTS = GREEK | FUNCTIONS | {*NOTATION["others that start a factor"].split()}
 COMMANDS = STARTS | {*NOTATION["other commands"].split()} | {alias[1:] for alias in ALIASES}
 NAMES = FUNCTIONS | {*NOTATION["names without a backslash"].split()}
 UNITS = {name: ("1", name.removesuffix("s")) for name in NOTATION["counted"].split()}
-UNITS |= dict.fromkeys(NOTATION["no kind"].split(), ("1", ""))
 for what, sizes in NOTATION["units"].items():
     UNITS |= {name: (size, what) for size, names in sizes.items() for name in names.split()}
 BARE = {name for name in (*UNITS, *NOTATION["scales"]) if len(name) > 2} | {*NOTATION["bare units"].split()}
@@ -97,7 +96,7 @@ TOKEN = re.compile(r"""(?xa)\s*(?:
     | (?P<number>\d+\.\d+[eE]-\d{1,4}|1[eE]-\d{1,4}|\d+E-\d{1,4}|(?:\d+\.?\d*|\.\d+)(?:[eE]\+?\d{1,4})?)
     | \\text\{(?P<text>[^{}]*)\} | \\(?P<command>[A-Za-z]+)
     | (?P<word>[A-Za-z]{2,}(?![A-Za-z])|[^\x00-\x7f]+)
-    | (?P<sign>\*\*|<=|>=|!=|\\[{}]|[-+*/^_=<>()\[\]{}|!,:;&%'A-Za-z]))""")
+    | (?P<sign>\*\*|<=|>=|!=|!!?(?!!)|\\[{}]|[-+*/^_=<>()\[\]{}|,:;&%'A-Za-z]))""")
 
 
 def tokenise(text: str) -> list[str]:
@@ -138,7 +137,8 @@ def unit(phrase: str) -> tuple[Fraction, str, str] | None:
             number *= Fraction(NOTATION["scales"][word])
         elif word in UNITS:
             size *= Fraction(UNITS[word][0]) ** (sign * int(power or 1))
-            kinds[UNITS[word][1]] += sign * int(power or 1)
+            for what in UNITS[word][1].split(","):
+                kinds[what] += sign * int(power or 1)
         else:
             return None
     return number, str(size), ", ".join(sorted(f"{kind} {n}" for kind, n in kinds.items() if kind and n))
@@ -167,7 +167,7 @@ def product(parts: list[Tree]) -> Tree:
         if sign == "mixed" and all(isinstance(part, int) for part in factor[1:]) and 0 < factor[1] < factor[2]:
             tree = ("+", tree, factor if tree >= 0 else ("frac", -factor[1], factor[2]))
         else:
-            factor = ("^", factor, -1) if sign == "/" else factor
+            factor = ("frac", 1, factor) if sign == "/" else factor
             tree = (*tree, factor) if kind(tree) == "*" else ("*", tree, factor)
     return tree
 
@@ -183,7 +183,8 @@ def measured(build: Callable[[list[Tree]], Tree]) -> Callable[[list[Tree]], Tree
 
     def build_measured(parts: list[Tree]) -> Tree:
         units = [part for part in parts if kind(part) == "unit"]
-        is_sum = len(units) > 1 and build is product
+        is_run = kind(parts[0]) == "unit" and parts[1] == "" and isinstance(parts[2], int)  # 5 ft 3
+        is_sum = (len(units) > 1 or is_run) and build is product
         if len({unit[3] for unit in units}) > 1 or (is_sum and 2 * len(units) - 1 + any(parts[1::2]) != len(parts)):
             raise ValueError("unlike units, or a product of units")
         size = min((unit[2] for unit in units), key=Fraction, default="1")
@@ -256,16 +257,16 @@ class Parser:
     def starts_factor(self) -> bool:
         token = self.next
         if token[:1].isdigit() or token[:1] == ".":
-            before = self.tokens[self.at - 1]
-            return before[0] == '"' or not before[-1].isalnum()  # "2 3" and "x2" are not products
+            last = self.tokens[self.at - 1]  # "2 3" and "x2" are not products, but n2^n is one
+            return last[0] == '"' or not last[-1].isalnum() or (last.isalpha() and self.tokens[self.at + 1] == "^")
         return token.isalpha() or token in ("(", "[", "{") or token[1:] in STARTS or (token == "|" and not self.bars)
 
     def power(self) -> Tree:
         """Read a primary and what may follow it: powers, factorials, degrees, subscripts, primes, units."""
         tree = self.primary()
         for _ in range(6):
-            if self.accept("!"):
-                tree = ("!", tree)
+            if sign := self.accept("!", "!!"):
+                tree = (sign, tree)
             elif self.accept(r"\degree"):
                 tree = ("*", tree, r"\pi", ("frac", 1, 180)) if self.angles else ("unit", tree, "1", "degree 1")
             elif self.accept("^"):
@@ -314,10 +315,8 @@ class Parser:
 
     def after(self, token: str) -> Tree:
         name = token[1:]
-        if token[:1].isdigit() or token[:1] == ".":
-            return self.number(token)
-        if token in CLOSING:
-            return self.bracket(token)
+        if token[:1].isdigit() or token[:1] == "." or token in CLOSING:
+            return self.bracket(token) if token in CLOSING else self.number(token)
         if token[:1] == '"':
             if name in CURRENCIES and (self.starts_factor() or self.next == "-"):
                 tree = self.read(len(LEVELS) - 1)
@@ -332,7 +331,7 @@ class Parser:
             return ("based", -tree[2][1], tree[2][2]) if kind(tree) == "*" and kind(tree[2]) == "based" else tree
         if token in (r"\pm", r"\mp"):
             return ("pm", 1 if token == r"\pm" else -1, self.power())
-        if token in {*"fghpFGPQR"} and self.next == "(" and (token in "fg" or self.tokens[self.at + 2] == ")"):
+        if token in NOTATION["called"] and self.next == "(" and (token in "fg" or self.tokens[self.at + 2] == ")"):
             return ("apply", token, self.primary())
         if name in ("frac", "binom"):
             return (name, self.argument(), self.argument())
@@ -368,7 +367,8 @@ class Parser:
         outside, self.bars, self.in_set = (self.bars, self.in_set), opening == "|", self.in_set or opening == r"\{"
         tree = ("list",) if self.next in CLOSING[opening] else self.read()
         self.bars, self.in_set = outside
-        if not (closing := self.accept(*CLOSING[opening])):
+        closing = self.accept(*CLOSING[opening])  # (a, b] is an interval, but (a] is nothing
+        if not closing or (opening + closing in ("(]", "[)") and kind(tree) != "list"):
             raise ValueError(f"{opening!r} is not closed")
         if opening == r"\{" and self.in_set:  # a set in a set
             return ("tuple", r"\{", tree)
@@ -408,8 +408,7 @@ def main() -> None:
     from problems.worker import rational  # which imports this file
 
     for text in (r"\dfrac12", r"50\%", r"3\frac{1}{2}", r"2^{10} - 4!", r"$x\in\left[0,\dfrac12\right)$", r"\sqrt{2}x"):
-        tree = parse(normalise(text))
-        print(f"{text:<32}{tree!s:<46}{rational(tree) or 'no rational number'}")
+        print(f"{text:<32}{(tree := parse(normalise(text)))!s:<46}{rational(tree) or 'no rational number'}")
 
 
 if __name__ == "__main__":

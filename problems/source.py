@@ -53,7 +53,7 @@ class DataOptions:
         try:
             return tuple(int(level) for level in self.levels.split(",") if level) or None
         except ValueError as error:
-            raise ProblemError(f"levels: found {self.levels!r}, expected numbers such as 1,2,3") from error
+            raise ProblemError(f"--levels: found {self.levels!r}, expected numbers such as 1,2,3") from error
 
 
 @dataclass
@@ -128,8 +128,10 @@ def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] 
     distinct = {problem.text: problem for problem in reversed(answered)}.values()  # keeps the first with each text
     chosen = [problem for problem in distinct if levels is None or problem.level in levels]
     if not chosen:
-        found = f"the levels {sorted({problem.level for problem in distinct})}" if distinct else "no problem"
-        raise ProblemError(f"{name}: found {found}, expected {levels or 'at least one'}")
+        if not distinct:
+            raise ProblemError(f"{name}: found no problem, expected at least one")
+        known = sorted({problem.level for problem in distinct})
+        raise ProblemError(f"--levels: found {levels}, expected some of {known}, the levels of {name}")
     # Sorting puts the held-out tenth first and makes the order in the file irrelevant. If there are two problems or
     # more, at least one goes to each side.
     chosen.sort(key=lambda problem: (not is_held_out(problem), problem.text))
@@ -172,7 +174,7 @@ def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
     drawn = [level for level in weights if weights[level] > 0]
     chosen = [level for level in drawn if levels is None or level in levels]
     if not chosen:
-        raise ProblemError(f"{name}: found the levels {drawn}, expected {levels}")
+        raise ProblemError(f"--levels: found {levels}, expected some of {drawn}, the levels of {name}")
     frequencies = [weights[level] for level in chosen]
     return generated_source(name, lambda rng: module.make(rng, *rng.choices(chosen, frequencies)))
 

@@ -30,7 +30,7 @@ Conventions
   base n     52_8 equals 52, as the answer to a question that names the base, but neither 42 nor 46_9
   ratios     1:4 equals 2:8 and 1/4, 1:2:3 is not (1,2,3); two times of day (3:30, 1:10) are compared digit by digit
   case       is ignored in words (Monday) and choices (a lone letter A-H except e, (b), \text{(B)}), not in variables or
-             names in capitals, in which the order counts: CAB is not ABC, as cab is abc
+             names in capitals, in which the order counts: CAB is not ABC, as cab is abc, nor \angle CAB/2 \angle ABC/2
   numbers    3\frac{1}{2} and 3 1/2 are mixed numbers, 2\frac{3}{2} is a product, 1/2x is (1/2)x; \log is to base 10.
              Rounded decimals differ from exact values; 2/4 equals 1/2
   functions  take real variables, but n, m and k are integers; where that leaves too few points, complex values count.
@@ -49,7 +49,7 @@ from collections.abc import Callable
 
 from problems import latex
 from problems.latex import Tree, kind, normalise
-from problems.worker import UNSETTLED, WORKER, mentions, rational, renamed, symbols, with_sign
+from problems.worker import UNSETTLED, WORKER, alternatives, is_name, mentions, rational, renamed, symbols
 
 MAX_CHARS = 2000  # longest answer that is parsed; shorter than the 4300 digits at which Python's int() refuses
 CALL_LIMIT = 4.0  # seconds for one call of answers_match, including the start of the worker
@@ -102,6 +102,8 @@ CHOICE_WITH_TEXT = re.compile(r"(?:\\text\{)?(?:\(([A-H])\)|([A-H])[.:)] ?)\}?(?
 TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(?:\\text\{| )*([ap])?\.?m?\.?\}?", re.I)
 WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 CAPITALS = re.compile(r"[A-Z]{2,}")
+NAME = r"(?<=angle[ {])(?:[A-Z](?:_\{?\d\}?|')* ?){2,}|(?:[A-Z]'){2,}|(?<![A-Za-z\\])[A-Z]{2,4}(?![A-Za-z])"
+NAMES = re.compile(rf"\\text\{{[^{{}}]*\}}|({NAME})")
 
 
 def same_text(a: str, b: str) -> bool | None:
@@ -122,27 +124,20 @@ def same_text(a: str, b: str) -> bool | None:
     return None
 
 
+def with_names(text: str) -> str:
+    r"""Turn names in capitals into symbols: 2AB -> 2K_{16706}, so that 2BA differs, and AB+CD from CD+BA."""
+
+    def symbol(match: re.Match[str]) -> str:
+        return f"K_{{{int.from_bytes(re.sub('[ {}]', '', match[1]).encode(), 'big')}}}" if match[1] else match[0]
+
+    return NAMES.sub(symbol, text) if re.search("[A-Z]['_ ]?[^a-z]", text) else text
+
+
 # ---------------------------------------------------------------------------- 3. what an answer says, without its form
 
 Prover = Callable[[Tree, Tree], bool]
 COMPOSED = set("tuple union matrix row word list relation both ratio unit pmod setminus".split())
 REALS = ("tuple", "()", ("*", -1, r"\infty"), r"\infty")
-
-
-def alternatives(tree: Tree) -> list[Tree]:
-    r"""Return the entries of an unordered answer: a list, or an expression with \pm. Any other is its only entry."""
-    if kind(tree) == "list":
-        return [entry for part in tree[1:] for entry in alternatives(part)]
-    plus = with_sign(tree, 1)
-    return [tree] if plus == tree else [plus, with_sign(tree, -1)]
-
-
-def is_name(tree: Tree) -> bool:
-    """Tell whether a tree only names an answer when it stands before "=": x, AB, f(x), P(x), (x, y), words."""
-    if kind(tree) == "^":  # f^{-1}
-        return tree[2] == -1 and is_name(tree[1])
-    is_part = kind(tree) in ("*", "tuple") and all(map(is_name, tree[1 + (kind(tree) == "tuple") :]))
-    return (isinstance(tree, str) and tree != r"\infty") or kind(tree) in ("word", "apply") or is_part
 
 
 def is_quantity(tree: Tree) -> bool:
@@ -316,6 +311,9 @@ def same(a: Tree, b: Tree, prove: Prover) -> bool:
         return same(a[1], b, prove) or same(("frac", a[1], 100), b, prove)
     if "unit" in kinds:  # which does not count if only one has it
         if kinds == ("unit", "unit"):
+            if {a[3], b[3]} == {"degree 1", "radian 1"}:
+                a, b = (("*", tree[1], r"\pi", ("frac", 1, 180)) if tree[3][0] == "d" else tree[1] for tree in (a, b))
+                return same(a, b, prove)
             return a[3] == b[3] and same(latex.scaled(a, "1"), latex.scaled(b, "1"), prove)
         return same(a[1], b, prove) if kind(a) == "unit" else same(a, b[1], prove)
     if "based" in kinds:  # 52_8 is 52, but neither 42 nor 46_9
@@ -363,11 +361,13 @@ def judge(prediction: object, truth: object) -> tuple[bool, str]:
     if bool(latex.THOUSANDS.fullmatch(a)) != bool(latex.THOUSANDS.fullmatch(b)):
         readings.append((a, b))  # 100,200 may also be a list, if the other answer is one
     try:
-        for reading_a, reading_b in readings:
-            tree_a, tree_b = latex.parse(reading_a), latex.parse(reading_b)
-            if {kind(tree_a), kind(tree_b)} & (COMPOSED | {"pm"}):
+        for texts in readings:
+            named = tuple(map(with_names, texts))  # if both have names, they are compared as names and as products
+            pairs = [named, texts] if named[0] != texts[0] and named[1] != texts[1] else [texts]
+            trees = [tuple(map(latex.parse, pair)) for pair in pairs]
+            if {kind(trees[0][0]), kind(trees[0][1])} & (COMPOSED | {"pm"}):
                 stages.add("structure")
-            if same(tree_a, tree_b, prove):
+            if all(same(x, y, prove) for x, y in trees):
                 return True, max(stages, key=STAGES.index)
     except TimeoutError:
         pass

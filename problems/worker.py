@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import faulthandler
 import functools
+import itertools
 import json
 import math
 import operator
@@ -24,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -66,7 +67,8 @@ EXACT: dict[str, Callable[..., Fraction]] = {
     "frac": operator.truediv, "%": lambda x: x / 100, "mod": operator.mod, "abs": abs, "max": max, "min": min,
     "floor": lambda x: Fraction(math.floor(x)), "ceil": lambda x: Fraction(math.ceil(x)),
     "gcd": lambda *n: Fraction(math.gcd(*map(whole, n))), "lcm": lambda *n: Fraction(math.lcm(*map(whole, n))),
-    "!": lambda n: Fraction(math.factorial(whole(n))), "binom": lambda n, k: Fraction(math.comb(whole(n), whole(k))),
+    "!": lambda n: Fraction(math.factorial(whole(n))), "!!": lambda n: Fraction(math.prod(range(whole(n), 0, -2))),
+    "binom": lambda n, k: Fraction(math.comb(whole(n), whole(k))),
 }  # fmt: skip
 
 
@@ -108,6 +110,48 @@ def with_sign(tree: Tree, sign: int) -> Tree:
     return ("*", sign * tree[1], tree[2]) if tree[0] == "pm" else tuple(with_sign(part, sign) for part in tree)
 
 
+def jumps(tree: Tree) -> list[Tree]:
+    """Return the expressions in a tree at whose zeros and integers a value may jump: the x of floor(x), abs(x) ..."""
+    if not isinstance(tree, (tuple, list)):
+        return []
+    own: list[Tree] = list(tree[1:]) if tree[0] in ("floor", "ceil", "abs") else []
+    own += [("frac", *pair) for pair in itertools.permutations(tree[1:], 2)] if tree[0] in ("mod", "gcd", "lcm") else []
+    pairs = itertools.combinations(tree[1:], 2) if tree[0] in ("max", "min") else ()
+    return own + [("+", x, ("*", -1, y)) for x, y in pairs] + [jump for part in tree for jump in jumps(part)]
+
+
+def near(jump: Tree, point: dict[str, Fraction]) -> Iterator[dict[str, Fraction]]:
+    """Yield points with one variable changed, so that a linear `jump` is zero or an integer, or close to that."""
+
+    def value(known: dict[str, Fraction]) -> Fraction:
+        return Fraction(evaluate(jump, lambda leaf: Fraction(leaf) if isinstance(leaf, int) else known[leaf], EXACT))
+
+    for name in sorted(symbols(jump)):
+        with contextlib.suppress(*UNSETTLED):
+            at = value(point)
+            slope = value(point | {name: point[name] + 1}) - at
+            for target in (math.floor(at), 0, math.ceil(at)):
+                there = point[name] + (target - at) / slope
+                there, step = (Fraction(round(there)), 1) if name in {*"nmk"} else (there, Fraction(1, 1009))
+                yield from (point | {name: there + sign * step} for sign in (-1, 0, 1))
+
+
+def alternatives(tree: Tree) -> list[Tree]:
+    r"""Return the entries of an unordered answer: a list, or an expression with \pm. Any other is its only entry."""
+    if kind(tree) == "list":
+        return [entry for part in tree[1:] for entry in alternatives(part)]
+    plus = with_sign(tree, 1)
+    return [tree] if plus == tree else [plus, with_sign(tree, -1)]
+
+
+def is_name(tree: Tree) -> bool:
+    """Tell whether a tree only names an answer when it stands before "=": x, AB, f(x), P(x), (x, y), words."""
+    if kind(tree) == "^":  # f^{-1}
+        return tree[2] == -1 and is_name(tree[1])
+    is_part = kind(tree) in ("*", "tuple") and all(map(is_name, tree[1 + (kind(tree) == "tuple") :]))
+    return (isinstance(tree, str) and tree != r"\infty") or kind(tree) in ("word", "apply") or is_part
+
+
 def renamed(tree: Tree, old: str, new: str) -> Tree:
     return new if tree == old else tuple(renamed(part, old, new) for part in tree) if isinstance(tree, tuple) else tree
 
@@ -116,8 +160,12 @@ def renamed(tree: Tree, old: str, new: str) -> Tree:
 
 # Values of the variables at the sample points: fractions, integers, odd, even, negative, large, small. The letters
 # n, m and k stand for integers.
-FRACTIONS, INTEGERS, COUNTS = NOTATION["sample points"].values()
-POINTS = [[(n, 1009) for n in row] for row in FRACTIONS] + [[(n, 1) for n in row] for row in INTEGERS]
+FRACTIONS, INTEGERS, COUNTS, SPECIAL = NOTATION["sample points"].values()
+POINTS = [[Fraction(n, 1009) for n in row] for row in FRACTIONS] + [[Fraction(n) for n in row] for row in INTEGERS]
+SIMPLE = [[Fraction(n, size) for n in row] for size in (2, 3, 4, 6) for row in INTEGERS[:6]]
+ROWS = [*zip(POINTS, COUNTS, strict=True)]
+MORE = [*zip(SIMPLE, COUNTS * 2, strict=False), *(([*map(Fraction, row)], row[:3]) for row in SPECIAL)]  # for jumps
+MAX_NEAR = 60  # points close to jumps
 LONG = 40  # operations in an expression of which sympy is not asked whether it proves what the digits say
 ENOUGH = 4  # sample points at which two expressions must be defined and agree
 
@@ -170,7 +218,8 @@ def sympy_table(sympy: Any, is_real: bool) -> dict[str, Callable[..., Any]]:
         "gcd": of_integers("gcd"), "lcm": of_integers("lcm"), "based": lambda x, base: x,
         "+": sympy.Add, "*": sympy.Mul, "frac": operator.truediv, "^": power, "root": root, "%": lambda x: x / 100,
         "log": log, "lg": log, "ln": lambda x: log(x, sympy.E), "apply": lambda f, *x: sympy.Function(str(f))(*x),
-        "!": lambda n: small(sympy.factorial, n), "binom": lambda *n: small(sympy.binomial, *n),
+        "!": lambda n: small(sympy.factorial, n), "!!": lambda n: small(sympy.factorial2, n),
+        "binom": lambda *n: small(sympy.binomial, *n),
     }  # fmt: skip
 
 
@@ -181,21 +230,26 @@ def settle(a: Tree, b: Tree, digits: int, sympy: Any) -> bool:
     leaves fewer than ENOUGH points, as complex numbers. One point can refute; ENOUGH of them, or a proof, convince. A
     distance is exact if it is rational; if not, it is computed to more and more digits until it differs from zero or
     `digits` digits have cancelled. That also convinces of the equality of constants, unless sympy proves them
-    different; it is asked only if they are short. Raises one of UNSETTLED if sympy has no answer.
+    different; it is asked only if they are short. Where floor, mod, abs, max ... occur, points at and near their jumps
+    are added. Raises one of UNSETTLED if sympy has no answer.
     """
     constants = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi}
     names = symbols(a) | symbols(b)
     if len(names) > 1 and all(map(str.isupper, names)) and has_matrix((a, b)):
         return False
     variables = {name: sympy.Symbol(name, real=True, integer=name in {*"nmk"} or None) for name in names}
-    reals, points = sorted(names - {*"nmk"}), []
-    for row, counts in zip(POINTS, COUNTS, strict=True):
-        known = {name: sympy.Rational(*row[n % 5]) * (1 + n // 5) for n, name in enumerate(reals)}
-        points.append(known | dict(zip("nmk", map(sympy.Integer, counts), strict=True)))
+    reals, points, places = sorted(names - {*"nmk"}), list[dict[str, Fraction]](), jumps((a, b)) if names else []
+    for row, counts in ROWS + MORE * mentions((a, b), {"floor", "ceil", "mod", "gcd", "lcm"}):
+        known = {name: row[n % 5] * (1 + n // 5) for n, name in enumerate(reals)}
+        points.append(known | dict(zip("nmk", map(Fraction, counts), strict=True)))
+    close = (other for point in points[:3] for place in places for other in near(place, point))
+    points += [point for point in itertools.islice(close, MAX_NEAR) if point not in points]
 
     def build(tree: Tree, known: dict[str, Any], is_real: bool = False) -> Any:
+        numbers = {name: sympy.Rational(x) if isinstance(x, Fraction) else x for name, x in known.items()}
+
         def leaf(x: Any) -> Any:
-            return sympy.Integer(x) if isinstance(x, int) else constants[x] if x in constants else known[x]
+            return sympy.Integer(x) if isinstance(x, int) else constants[x] if x in constants else numbers[x]
 
         return evaluate(tree, leaf, sympy_table(sympy, is_real))
 
@@ -222,7 +276,7 @@ def settle(a: Tree, b: Tree, digits: int, sympy: Any) -> bool:
     for is_real in (False,) if mentions((a, b), {"i"}) else (True, False):
         agreed, first = 0, None
         for point in points if variables else points[:1]:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, ZeroDivisionError):  # which Mod raises
                 x, y = (build(tree, point, is_real) for tree in (a, b))
                 if is_relation:
                     if is_zero(x, x) or is_zero(y, y):

@@ -244,7 +244,7 @@ def test_a_small_held_out_set_ends():
 @pytest.mark.parametrize("name", GENERATORS)
 def test_levels_filter(name):
     assert {problem.level for problem in problems_of(name, 40, levels=(1, 2))} == {1, 2}
-    with pytest.raises(ProblemError, match=rf"{name}: found the levels \[1, 2.*expected \(9,\)"):
+    with pytest.raises(ProblemError, match=rf"--levels: found \(9,\), expected some of \[1, 2.*the levels of {name}"):
         load_problems(name, levels=(9,))
 
 
@@ -363,7 +363,7 @@ def test_problems_left_out_are_counted(tmp_path, capsys):
     source.print_skipped()
     assert "a.jsonl: 2 problems left out (blank answer)" in capsys.readouterr().out
     assert {problem.level for problem in source.train(0, 0, 20)} == {1}
-    with pytest.raises(ProblemError, match=r"found the levels \[0, 1, 2\], expected \(7,\)"):
+    with pytest.raises(ProblemError, match=r"--levels: found \(7,\), expected some of \[0, 1, 2\]"):
         load_problems(path, levels=(7,))
 
 
