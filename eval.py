@@ -7,7 +7,7 @@
 
 `python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source and prints tables. With
 --out it writes eval.json (all figures) and evaluations.jsonl (problem by problem), which `python -m lab.awareness` and
-`python -m lab.spend` read. Left out: sets whose answers are programs (running what a model wrote needs a sandbox).
+`python -m lab.spend` read. Left out: sets whose answers are programs, which would have to be run.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from rewards import COMPONENTS, mean_rewards
 from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, solve
 
 # The figures that training writes to metrics.jsonl as eval_NAME.
-IN_METRICS = """pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac""".split()
+IN_METRICS = "pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac".split()
 IN_METRICS += [f"reward_{name}" for name in COMPONENTS]
 PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
 
@@ -58,11 +58,11 @@ class TestOptions:
 
     levels: Annotated[str, "keep only problems of these levels, such as 1,2,3; empty for all"] = ""
     problems: Annotated[int, "how many held-out problems", {"least": 1}] = 128
-    whole: Annotated[bool, "all problems of a file, held out or not, for one that was never trained on"] = False
+    whole: Annotated[bool, "use all problems of a file, for files that were not trained on"] = False
     hints: Annotated[bool, "solve once more with the predicted notions as hints"] = False
     greedy: Annotated[bool, "solve once more greedily"] = True
     top_p: Annotated[float, "nucleus sampling; 1 draws from all tokens", {"above": 0, "most": 1}] = 1.0
-    seed: Annotated[int, "of the draws; the held-out problems stay the same"] = 0
+    seed: Annotated[int, "seed of the draws; the held-out problems stay the same"] = 0
     out: Annotated[str, "folder for eval.json and evaluations.jsonl; empty for none"] = ""
 
 
@@ -164,13 +164,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
     sets = f"each is {', '.join(source.GENERATORS)}, a file, or one of {', '.join(benchmarks.BENCHMARKS)}"
     parser.add_argument("--data", nargs="+", default=["arithmetic"], help=sets)
-    add_flags(parser, [TestOptions, SamplingOptions, ModelOptions], leave_out=("model", "max_prompt_tokens"))
-    parser.set_defaults(samples=32, predictions=4)
+    other = {"samples": 32, "predictions": 4}
+    training_only = ("model", "max_prompt_tokens", "gradient_checkpointing", "shard")
+    add_flags(parser, [TestOptions, SamplingOptions, ModelOptions], {"eval.py": other}, training_only)
+    parser.set_defaults(**other)
     return parser
 
 
 def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
-    """Return problems of a source that training never sees; of one of the paper's sets, or with --whole, any."""
+    """Return problems of a source that training never sees; for the paper's sets, or with --whole, every problem."""
     levels = source.DataOptions(levels=options.levels).chosen_levels
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)

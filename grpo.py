@@ -4,8 +4,8 @@
 
 GRPO (section 3.1 of the paper) compares the rollouts of one prompt with each other: those with a higher reward than
 their group become more likely, the others less. Two pieces of DAPO are built in: the wider upper clip range
-("clip-higher") and a loss that is a mean over all tokens. Predictions and solutions are separate groups, and each kind
-has its own denominator: under a common one, predictions of ten tokens would hardly count beside solutions of forty.
+("clip-higher") and a loss that is a mean over all tokens. Predictions and solutions are separate groups, and the loss
+is averaged over each kind separately: otherwise predictions of ten tokens would hardly count beside solutions of forty.
 
 This file is complete, and it is the reference: `engine/update.py` makes the same gradients faster, within less memory
 or on several devices, by replacing one function, `over_batches`. Left out: a critic, an entropy bonus, and importance
@@ -104,7 +104,7 @@ def policy_loss(
     """
     if advantages.ndim < logprobs.ndim:
         advantages = advantages.unsqueeze(-1)
-    # A masked log-prob may be anything, and a ratio may overflow: neither may become NaN, nor may its gradient.
+    # Masked log-probs can be garbage and ratios can overflow; this keeps both, and their gradients, free of NaN.
     log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0).clamp(-20, 20)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
@@ -118,7 +118,7 @@ def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: Mapping[str, int]) -> None:
-    """Set the weight of every sample so that a plain weighted sum over tokens is the mean that is wanted.
+    """Set the weight of every sample so that the sum of weight x loss over tokens is the mean that --aggregation names.
 
     token-mean: 1 / all tokens of its kind (DAPO).  sequence-mean: 1 / (its own length x samples of its kind) (GRPO as
     first published).  dr-grpo: 1 / (longest allowed length x samples of its kind).  max_lengths: kind -> tokens.
@@ -151,7 +151,7 @@ def token_logprobs(model: Any, samples: Sequence[Sample], temperature: float = 1
     # Padding stands on the right, where causal attention never looks, so no attention mask is needed.
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # (B, L - 1, H)
     predicts_response = is_response[:, 1:].flatten().nonzero().squeeze(1)  # (N,)
-    hidden = hidden.flatten(0, 1).index_select(0, predicts_response)  # (N, H); its gradient is cheaper than a mask's
+    hidden = hidden.flatten(0, 1).index_select(0, predicts_response)  # (N, H); cheaper to go back through than a mask
     return head_logprobs(model, hidden, ids[is_response], temperature)
 
 
@@ -219,7 +219,7 @@ def update(
     max_lengths: Mapping[str, int] | None = None,
     reference: Any = None,
     seed: int = 0,
-    over_batches: Callable[..., Counter] = over_batches,
+    over_batches: Callable[..., Counter] = over_batches,  # engine/ has a faster one
 ) -> dict[str, Any]:
     """Make one GRPO update, or one for each of `options.minibatches` parts, on a batch of rollouts.
 
@@ -227,7 +227,7 @@ def update(
     max_lengths: kind -> longest allowed response, in tokens, for dr-grpo.  reference: the frozen model of the KL
     penalty.  seed: of the order of minibatches.  Returns the loss; grad_norm before clipping; logprob_gap, the mean
     |sampled - trainer's| log-prob; clip_frac, the share of tokens outside the clip range; the mean kl; skipped_updates,
-    those whose gradient was not finite; and oom_retries. What is not defined is None.
+    those whose gradient was not finite; and oom_retries (engine/update.py). What is not defined is None.
     """
     use_kl = reference is not None and options.kl_coef > 0
     learning = [sample for sample in samples if sample.advantage != 0 or use_kl]
@@ -282,7 +282,7 @@ def go_backward(options: UpdateOptions, batch: list[Sample], logprobs: Tensor) -
     sampled = torch.tensor([x for sample in batch for x in sample.sampled_logprobs], device=logprobs.device)
     return {
         "loss": float(loss.detach()),
-        "surprise": -float((logprobs.detach() * weights).sum()),  # the weighted negative log-likelihood
+        "nll": -float((logprobs.detach() * weights).sum()),  # negative log-likelihood, which `imitate` reports
         "gap": float((logprobs.detach() - sampled).abs().sum()) if len(sampled) == len(logprobs) else 0.0,
         "clipped": int(((ratio < 1 - CLIP_LOW) | (ratio > 1 + options.clip_high)).sum()),
         "kl": float(kl.detach().sum()),
@@ -327,20 +327,20 @@ def imitate(
     Returns expert_loss, the mean negative log-likelihood per token before the step, skipped_updates and oom_retries.
     """
     tokens = sum(len(sample.response_ids) for sample in samples)
-    for number, sample in enumerate(samples):  # the policy gradient with advantage 1 is the likelihood's gradient
+    for number, sample in enumerate(samples):  # the policy gradient with advantage 1 is that of the likelihood
         sample.group, sample.advantage, sample.weight = number, 1.0, 1 / tokens
     model.train()
     figures = over_batches(model, samples, partial(go_backward, options), options.token_budget)
     _, stepped = clip_and_step(model, optimizer)
     model.eval()
     lost, retries = int(not stepped), int(figures["oom_retries"])
-    return {"expert_loss": figures["surprise"], "skipped_updates": lost, "oom_retries": retries}
+    return {"expert_loss": figures["nll"], "skipped_updates": lost, "oom_retries": retries}
 
 
 def main() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     print("The rewards of two problems, four rollouts each:\n", rewards)
-    print("Advantages: (1 - 0.5) / (0.5774 + 1e-6) = 0.8660; a group that is all right teaches nothing:")
+    print("Advantages: (1 - 0.5) / (0.5774 + 1e-6) = 0.8660; a group that is all correct teaches nothing:")
     print(group_advantages(rewards))
     old = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
     new = torch.tensor([[0.5, 0.9], [0.3, 0.1]]).log().requires_grad_()

@@ -27,7 +27,8 @@ from statistics import fmean, median, pstdev
 from typing import Annotated, Literal
 
 GateSide = Literal["off", "hopeless", "both"]
-SHARE, REAL_BOTH = {"least": 0, "most": 1}, {"real": "both"}  # what an option must be; its default for real models
+# An option is declared with its type, its help and, in braces, its limits and its default for real models ("real").
+SHARE, REAL_BOTH = {"least": 0, "most": 1}, {"real": "both"}
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes "5"
 # more reliably than "0.625", and one constant keeps question and answer on one scale.
 PASS_RATE_SCALE = 8
@@ -53,9 +54,9 @@ class GateOptions:
     """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[GateSide, "skip nothing, what is predicted all wrong, or all right as well", REAL_BOTH] = "hopeless"
-    gate_margin: Annotated[float, "all wrong: a mean predicted pass rate within this of 0", {"least": 0}] = 0.1
-    gate_loss: Annotated[float, "stop acting if the gate would lose more than this share of what teaches", SHARE] = 0.2
+    gate: Annotated[GateSide, "skip nothing, the predicted all wrong, or also the all correct", REAL_BOTH] = "hopeless"
+    gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
+    gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
     hints: Annotated[bool, "tell the solver which notions were predicted"] = False
@@ -110,7 +111,7 @@ def render_meta(prediction: MetaPrediction) -> str:
 def parse_meta(text: str) -> MetaPrediction | None:
     """Read the last whole JSON object with all three keys out of a model's answer; return None if there is none.
 
-    Key order, spacing, code fences and prose around the object do not matter. A wrong type (a bool is no number), a
+    Key order, spacing, code fences and prose around the object do not matter. A wrong type (true is not a number), a
     number out of range or NaN makes the whole prediction None. Nothing is raised.
     """
     keys = MetaPrediction.__dataclass_fields__.keys()
@@ -162,7 +163,7 @@ def should_skip(
     """Decide whether to skip a problem because all its solutions will be alike (predictive gating, section 3.3).
 
     True if the predicted pass rates agree (population standard deviation below `std_threshold`) and their mean is
-    within `margin` of 0 or, with `easy`, of 1: a group that is all right or all wrong has no advantages and teaches
+    within `margin` of 0 or, with `easy`, of 1: a group that is all correct or all wrong has no advantages and teaches
     nothing. The paper publishes no margin: there, the mean is exactly 0 or 1. False if fewer than half parsed.
     """
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
@@ -172,7 +173,7 @@ def should_skip(
 
 
 def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float = 2.0, ceiling: int = 8192) -> int:
-    """Return after how many tokens a solution is stopped: `multiplier` x the median predicted length (early cutoff).
+    """Return the number of tokens after which a solution is stopped: `multiplier` x the median predicted length.
 
     It is rounded up, at least 1 and at most `ceiling`; it is `ceiling` if fewer than half of the predictions parsed.
     """
@@ -197,7 +198,7 @@ def expert_target(
 
     In the paper, a problem without a correct rollout has no expert, so only successes are imitated and the policy
     learns to expect success. With `failures`, the expert of such a problem is its first prediction that parsed, with
-    the true pass rate 0; nothing is known against its length and notions.
+    the true pass rate 0; its length and notions stay, since no correct solution contradicts them.
     """
     if failures and not correct_lengths:
         first = next((prediction for prediction in predictions if prediction is not None), None)

@@ -5,10 +5,10 @@ prediction with the statistics of the policy's *own* solutions to the same probl
 
     length       1 if the predicted length lies within the lengths of the correct solutions, else 0
     difficulty   0.01 ^ |predicted pass rate - actual pass rate|
-    notion       the share of the predicted notions that stand in more correct than wrong solutions
+    notion       the share of the predicted notions that appear in more correct than wrong solutions
 
-A notion stands in a text if it occurs there as a whole word or phrase, whatever its case and spacing. Every function is
-pure. Run `python rewards.py` for a worked example.
+A notion appears in a text if it occurs there as a whole word or phrase, whatever its case and spacing. Every function
+is pure. Run `python rewards.py` for a worked example.
 """
 
 import re
@@ -19,25 +19,21 @@ from typing import Annotated
 
 from masa import MetaPrediction
 from problems.kinds import same_answer
-from problems.verify import answers_match, extract_answer
-
-__all__ = [
-    "answers_match",
-    "extract_answer",
-    "same_answer",
-]  # offered here, too; the rest of this file is public as well
+from problems.verify import answers_match as answers_match  # offered here, too
+from problems.verify import extract_answer
 
 
 def solution_reward(response: str, truth: str, kind: str = "free") -> float:
-    """Return 1.0 if the boxed answer of `response` equals `truth` (see `same_answer`), else 0.0; no box, no reward."""
+    """Return 1.0 if the boxed answer of `response` equals `truth`, else 0.0; no box, no reward.
+
+    kind: of answer, "free", "choice" or "truth" (see `same_answer`).
+    """
     answer = extract_answer(response)
-    if answer is None:
-        return 0.0
-    return float(answers_match(answer, truth) if kind == "free" else same_answer(answer, truth, kind))
+    return float(answer is not None and same_answer(answer, truth, kind))
 
 
 def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:
-    """Return 1.0 if correct rollouts really have the predicted length, from the shortest to the longest, else 0.0.
+    """Return 1.0 if the predicted length lies between the shortest and the longest correct rollout, else 0.0.
 
     All lengths are in tokens; both ends count (the released code excludes them, so that one correct rollout alone could
     never be hit). The reward is 0.0 if no rollout was correct.
@@ -51,7 +47,7 @@ def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) ->
 
 
 def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Sequence[bool], problem: str) -> float:
-    """Return the share of predicted notions that stand in more correct than wrong responses, a fraction.
+    """Return the share of predicted notions that appear in more correct than wrong responses, a fraction.
 
     Each response counts once, however often it names a notion, and a notion predicted twice counts once. Notions that
     the problem statement names are struck out first; if none is left, the reward is 0.0.
@@ -69,7 +65,8 @@ def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Seq
 def _whole_phrase(notion: str) -> str:
     """Return a pattern for the notion as whole words with any white space between them; "" for an empty notion.
 
-    Only a letter or digit at its edge must not continue: "carry" is not in "carrying", but "+" is in "9+8".
+    If the notion begins or ends with a letter or digit, no other may stand next to it there: "carry" is not in
+    "carrying", but "+" is in "9+8".
     """
     words = notion.casefold().split()
     if not words:
@@ -154,7 +151,7 @@ def main() -> None:
     print(prediction)
     print("length:     20 <= 23 <= 24, so 1")
     print("difficulty: 0.01 ^ |0.75 - 0.5| = 0.3162")
-    print("notion:     '9' stands in the problem; carry 2 right : 0 wrong, ok 1 : 1, borrow 0 : 0, so one of three")
+    print("notion:     '9' appears in the problem; carry 2 right : 0 wrong, ok 1 : 1, borrow 0 : 0, so one of three")
     rewards = alignment_rewards(prediction, correct_lengths, 0.5, responses, correct, problem)
     print(rewards, f"\nThe reward of the prediction is their mean, {rewards.mean():.4f}")
 

@@ -2,10 +2,10 @@
 
     sample                        draw n responses to each prompt (the policy sampler)
     Attempt                       one problem, what the policy predicts about it, and what really happens
-    predict, solve, align         fill in attempts, many at a time: a large batch is what a sampler is fast at
+    predict, solve, align         fill in attempts, many at a time, because the sampler is fastest on large batches
 
-The sampler runs each prompt once, copies its keys and values for the n draws, and then draws one token per row and
-step. Rows that have ended are dropped from the batch now and then. Each rollout has random numbers of its own, so what
+The sampler runs each prompt once, copies its keys and values for the n draws, and then draws one token per row at a
+time. Rows that have ended are dropped from the batch now and then. Each rollout has random numbers of its own, so what
 it draws does not depend on what else is in the batch, apart from rounding. `engine/sampler.py` draws the same tokens
 faster: it writes keys and values in place, lets waiting rows in, and captures steps as CUDA graphs.
 
@@ -28,7 +28,7 @@ from problems.source import Problem
 from problems.verify import timeouts
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
 
-ALIVE = 0.75  # rows that have ended are dropped once at most this share is still alive
+ALIVE = 0.75  # drop finished rows when no more than this share of the rows is unfinished
 
 
 @dataclass
@@ -37,12 +37,14 @@ class SamplingOptions:
 
     samples: Annotated[int, "solutions to each problem (G)", {"least": 1}] = 16
     predictions: Annotated[int, "predictions for each problem (M); 0 for none", {"least": 0, "real": 4}] = 2
-    max_prompt_tokens: Annotated[int, "skip and count problems with a longer prompt", {"least": 1, "real": 512}] = 128
+    max_prompt_tokens: Annotated[
+        int, "leave out and count problems with a longer prompt", {"least": 1, "real": 512}
+    ] = 128
     max_new_tokens: Annotated[int, "longest solution, in tokens", {"least": 1, "real": 1024}] = 96
     max_meta_tokens: Annotated[int, "longest prediction, in tokens", {"least": 1, "real": 128}] = 24
     temperature: Annotated[float, "sampling temperature; 0 is greedy", {"least": 0}] = 1.0
     max_cache_tokens: Annotated[int, "rows x length in the sampler's cache", {"least": 1, "real": 2**17}] = 2**20
-    top_p: float = 1.0  # no option of training, which would learn from a distribution that it does not draw from
+    top_p: float = 1.0  # not an option of train.py: an update uses the log-probs of the whole distribution
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Rollout:
 
     prompt_ids, response_ids: token ids; the response ends with an end token exactly if its finish_reason is "stop".
     logprobs: of each response token under softmax(logits / temperature), before top-p.
-    finish_reason: "stop" (an end token), "cutoff" (the limit of its prompt) or "length" (max_new_tokens).
+    finish_reason: "stop" (an end token), "cutoff" (the limit given for its prompt) or "length" (max_new_tokens).
     """
 
     prompt_ids: list[int]
@@ -83,9 +85,7 @@ def sample(
     of these ends a response and is part of it.  temperature: 0 is greedy, with log-probs as at temperature 1.  top_p:
     draw from the smallest set of tokens with this probability.  generator: on the CPU; the same seed gives the same
     draws.  max_cache_tokens: rows x longest sequence in the cache at once; prompts beyond that wait for the next batch.
-
-    Raises ValueError for an empty prompt, a count or limit below 1, a temperature or top_p out of range, and a model
-    that keeps more than keys and values.
+    Raises ValueError for arguments out of range, and for a cache of more than keys and values, such as Mamba's.
     """
     limits = [max_new_tokens] * len(prompts) if limits is None else [min(x, max_new_tokens) for x in limits]
     check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_p)
@@ -109,7 +109,7 @@ def sample(
 
 
 def check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_p) -> None:
-    """Raise ValueError, as `sample` says."""
+    """Check the arguments of `sample`.  Raises ValueError."""
     if len(limits) != len(prompts):
         raise ValueError(f"limits: expected one per prompt ({len(prompts)}), found {len(limits)}")
     if n < 1 or max_new_tokens < 1 or any(limit < 1 for limit in limits):
@@ -156,7 +156,7 @@ def _sample_batch(model, prompts, limits, n, eos_ids, temperature, top_p, unifor
         alive = (~ended).nonzero().squeeze(1)
         if len(alive) == 0:
             break
-        if len(alive) <= ALIVE * len(row):
+        if len(alive) <= ALIVE * len(row):  # until then a finished row draws on, and step 3 cuts that off
             cache.batch_select_indices(alive)
             row, token, mask, position, ended = (x[alive] for x in (row, token, mask, position, ended))
         mask = torch.cat([mask, mask.new_ones(len(row), 1)], 1)
@@ -198,9 +198,8 @@ def draw_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float
 class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
-    explores: it is neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: the gate decided not
-    to solve it.  limit: the most tokens a solution may have.  hint: notions for its solution prompt.  timeouts: answers
-    that the verifier gave up on.
+    explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: not solved.  limit: most
+    tokens of a solution.  hint: notions for its solution prompt.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem
@@ -233,12 +232,13 @@ class Attempt:
 
 
 def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, stream: torch.Generator) -> None:
-    """Draw M predictions for each problem and parse them (section 3.2)."""
+    """Draw M predictions for each problem and parse them (section 3.2); `stream` is a random generator."""
 
     def draw(some: Sequence[Attempt]) -> list[list[Rollout]]:
         prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in some]
         return policy.sample(prompts, sampling.predictions, sampling.max_meta_tokens, sampling, stream)
 
+    # spread: with several processes each draws for its share of the problems, and all get all results
     for attempt, rollouts in zip(attempts, policy.spread(draw, attempts), strict=True):
         attempt.meta_rollouts = rollouts
         attempt.predictions = [masa.parse_meta(policy.decode(rollout.response_ids)) for rollout in rollouts]
@@ -272,7 +272,7 @@ def align(attempts: Sequence[Attempt]) -> None:
 def expert_answers(attempts: Sequence[Attempt], options: ImitationOptions) -> list[tuple[str, str]]:
     """Return (problem, expert prediction) pairs to imitate (`masa.expert_target`), at most half of them failures.
 
-    Where most problems come out all wrong, imitating all of them would teach to predict 0 whatever the problem.
+    Where most problems come out all wrong, imitating all of them would teach the policy to predict 0 for every problem.
     """
     experts = []
     for a in attempts:
@@ -299,7 +299,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
-    print("A random model of 12 tokens; 0 and 1 end a response; prompts [5, 6, 7] and [8]; limits 4 and 9 of 9.")
+    print("A random model of 12 tokens; 0 and 1 end a response; prompts [5, 6, 7] and [8] with limits of 4 and 9.")
     generator = torch.Generator().manual_seed(0)
     groups = sample(model, [[5, 6, 7], [8]], n=3, max_new_tokens=9, eos_ids={0, 1}, limits=[4, 9], generator=generator)
     for rollout in groups[0] + groups[1]:

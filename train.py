@@ -53,7 +53,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 WINDOW = 128  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
-# What may go wrong without a fault in the code: the message says everything, and a traceback would hide it.
 EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
 
 
@@ -65,7 +64,7 @@ class RunOptions:
     variant: Annotated[Literal["", "dapo", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
-    seed: Annotated[int, "of problems and draws; the same seed gives the same run"] = 0
+    seed: Annotated[int, "seed of problems and draws; the same seed gives the same run"] = 0
     out: Annotated[str, "output folder; empty for a new one under runs/"] = ""
     resume: Annotated[bool, "continue from the last checkpoint in --out, with the options found there"] = False
     save_every: Annotated[int, "steps between checkpoints", {"least": 1}] = 40
@@ -91,12 +90,16 @@ class Options(Parts):
     def of(cls, given: Mapping[str, Any]) -> "Options":
         """Make options from those that are given, over the presets of algorithm and model.  Raises OptionError."""
         o = cls.from_values(ALGORITHMS.get(given.get("algo", RunOptions.algo), {}) | dict(given))
-        if o.sampling.samples < 2 or o.sampling.temperature == 0:
-            raise OptionError("--samples must be at least 2 and --temperature above 0: equal rollouts teach nothing")
-        needing = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
-        for name, is_on in (needing | {"experts": o.imitation.experts}).items():
-            if is_on and o.sampling.predictions == 0:
-                raise OptionError(f"--{name} needs --predictions above 0: there is nothing to go by")
+        if o.sampling.samples < 2:
+            raise OptionError(
+                "--samples: found 1, expected at least 2: a solution is compared with others to its problem"
+            )
+        if o.sampling.temperature == 0:
+            raise OptionError("--temperature: found 0, expected above 0: greedy solutions are all the same")
+        needs = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
+        needing = [name for name, is_on in (needs | {"experts": o.imitation.experts}).items() if is_on]
+        if needing and o.sampling.predictions == 0:
+            raise OptionError(f"--predictions 0 leaves --{', --'.join(needing)} nothing to go by; see --algo grpo")
         return o
 
 
@@ -115,8 +118,7 @@ class Trainer:
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
             raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
-        self.drawn = 0  # position in the stream of problems
-        self.counters: Counter[str] = Counter()  # cumulative over the run
+        self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
@@ -154,7 +156,7 @@ class Trainer:
         figures |= self.imitate(solved, step)
         return self.metrics(attempts, step) | figures, attempts
 
-    # ---- two seams: which problems are solved, and when there are enough (see variants/)
+    # ---- two methods for variants/ to override: which problems are solved, and when there are enough
 
     def choose(self, attempts: Sequence[Attempt], step: int, draw: int) -> None:
         """Skip further problems, or fewer. Nothing to do here."""
@@ -166,13 +168,13 @@ class Trainer:
     # ---- 1. and 2.: problems, and what is decided about them
 
     def acts(self, step: int) -> bool:
-        """Decide whether to act on predictions: from --efficient-from on, while the gate deserves trust.
+        """Decide whether to act on predictions: from --efficient-from on, while the gate is trusted.
 
-        It does while it would skip at most a share --gate-loss of those recently explored problems that teach.
+        Of the explored ones among the last WINDOW problems that taught something, it may skip a share of --gate-loss.
         """
         start = step - max(1, WINDOW // self.options.run.problems)
-        lost = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
-        trusted = sum(lost) <= self.options.gate.gate_loss * len(lost)
+        would_skip = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
+        trusted = sum(would_skip) <= self.options.gate.gate_loss * len(would_skip)
         return step >= self.options.gate.efficient_from and (trusted or self.options.gate.gate == "off")
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
@@ -186,11 +188,11 @@ class Trainer:
                 attempt.hint = hint if self.fits(attempt.problem, hint) else ()
 
     def would_skip(self, attempt: Attempt) -> bool:
-        gate = self.options.gate
-        return masa.should_skip(attempt.predictions, margin=gate.gate_margin, easy=gate.gate == "both")
+        margin, easy = self.options.gate.gate_margin, self.options.gate.gate == "both"
+        return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
-        multiplier = self.options.gate.cutoff or GateOptions.cutoff
+        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0 it is only judged, by the default
         return masa.length_limit(attempt.predictions, multiplier, self.options.sampling.max_new_tokens)
 
     def stream(self, step: int, purpose: str) -> torch.Generator:
@@ -212,8 +214,7 @@ class Trainer:
         messages = [masa.solution_prompt(problem.text, hint)]
         if self.options.sampling.predictions:
             messages.append(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
-        longest = self.options.sampling.max_prompt_tokens
-        return all(len(self.policy.encode(message)) <= longest for message in messages)
+        return max(len(self.policy.encode(m)) for m in messages) <= self.options.sampling.max_prompt_tokens
 
     # ---- 6. to 8.: what is learned
 
@@ -239,7 +240,8 @@ class Trainer:
         settings |= {"reference": self.reference, "over_batches": self.policy.over_batches}
         with self.policy.autocast():
             figures = grpo.update(self.policy.model, self.optimizer, samples, o.update, **settings)
-        self.count([sample for sample in samples if sample.advantage or self.reference], figures)
+        more_passes = (self.reference is not None) + (o.update.minibatches > 1)  # for their log-probs
+        self.count([sample for sample in samples if sample.advantage or self.reference], figures, more_passes)
         lost = figures.pop("skipped_updates") > 0
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return figures
@@ -247,7 +249,7 @@ class Trainer:
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Collect expert predictions and imitate each full batch of them; return the loss of the last one, if any."""
         o, loss = self.options, None
-        # Adam's steps do not shrink with the gradient: at a constant rate, imitation would go on to shake the weights.
+        # Adam's steps do not shrink with the gradient: at a constant rate, imitation would keep disturbing the weights.
         lr = o.imitation.expert_lr * max(0.0, 1 - step / o.run.steps)
         for group in self.expert_optimizer.param_groups:
             group["lr"] = lr
@@ -266,10 +268,10 @@ class Trainer:
 
     # ---- figures
 
-    def count(self, samples: Sequence[Sample], figures: dict[str, Any]) -> None:
+    def count(self, samples: Sequence[Sample], figures: dict[str, Any], more_passes: int = 0) -> None:
         """Count what training on the samples cost and what went wrong: lost updates, and memory that ran out."""
         o = self.options
-        passes = 3 + (self.reference is not None) + (o.update.minibatches > 1) + o.model.gradient_checkpointing
+        passes = 3 + o.model.gradient_checkpointing + more_passes  # a backward pass costs as much as two forward passes
         self.counters.update(cost_of_training(samples, self.policy.model.num_parameters(), passes))
         self.counters["skipped_updates"] += figures["skipped_updates"]
         if retries := figures.pop("oom_retries"):  # stay at half of what was too much
@@ -284,10 +286,6 @@ class Trainer:
             beyond = [right for length, right in zip(lengths, a.correct, strict=True) if length > self.limit(a)]
             self.explored.append((step, self.would_skip(a), a.zero_variance, len(beyond), sum(beyond)))
         return step_figures(attempts, self.explored)
-
-    def before_training(self) -> tuple[dict[str, Any], list[Attempt]]:
-        """Return what `step` returns, for step 0: nothing is drawn or trained yet."""
-        return self.metrics([], 0) | self.update([], 0) | {"expert_loss": None}, []
 
     def evaluate(self) -> tuple[dict[str, Any], list[Attempt]]:
         """Return figures and attempts on the held-out problems, neither skipped nor cut, always by the same draws."""
@@ -322,7 +320,10 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     with StopRequest() as stop:
         for step in range(last + 1, o.run.steps + 1):
             started = time.monotonic()
-            figures, attempts = trainer.step(step) if step else trainer.before_training()
+            if step:
+                figures, attempts = trainer.step(step)
+            else:  # nothing is drawn or trained yet
+                figures, attempts = trainer.metrics([], 0) | trainer.update([], 0) | {"expert_loss": None}, []
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
             evaluated: dict[str, Any] = not_evaluated
             if step % o.evaluation.eval_every == 0 or step == o.run.steps:

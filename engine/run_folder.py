@@ -378,8 +378,8 @@ def summary(rows: Sequence[dict]) -> str:
     lines.append("")
     for name, label in IN_SUMMARY.items():
         if name.endswith("_frac"):
-            shares = [row[name] for row in rows if row.get(name)]
-            lines.append(f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} of a batch, in {len(shares)} steps")
+            shares = [row.get(name) or 0.0 for row in rows if row["step"]]
+            lines.append(f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} on average over all steps")
         elif last.get(name) or name != "skipped_updates":
             lines.append(f"{label:<28}{last.get(name, 0):>10,}")
     return "\n".join([*lines, f"{'wall time':<28}{last['wall_s']:>9.0f}s"])

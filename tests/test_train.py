@@ -348,10 +348,10 @@ def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
         ("--levels hard", "levels: found 'hard'"),
         ("--meta-rewards speed", "--meta-rewards: found speed"),
         ("--shard", "--shard"),
-        ("--algo grpo --gate both", "--gate needs --predictions"),
-        ("--algo grpo --cutoff 2", "--cutoff needs --predictions"),
-        ("--algo grpo --hints", "--hints needs --predictions"),
-        ("--algo grpo --experts", "--experts needs --predictions"),
+        ("--algo grpo --gate both", "--predictions 0 leaves --gate nothing"),
+        ("--algo grpo --cutoff 2", "--predictions 0 leaves --cutoff nothing"),
+        ("--algo grpo --hints", "--predictions 0 leaves --hints nothing"),
+        ("--algo grpo --experts", "--predictions 0 leaves --experts nothing"),
     ],
 )
 def test_what_is_wrong_is_named(arguments, message, tmp_path):
