@@ -104,10 +104,10 @@ def main() -> None:
     try:
         options, train_options = parse_arguments()
         runs = plan(options, train_options)
+        report = importlib.import_module("lab.report") if options.report else None  # now: packages may be missing
     except ValueError as error:
         sys.exit(f"ablate.py: {error}")
-    done = sum(run.finished() for run in runs)
-    print(f"{len(runs)} runs into {options.out}, {done} of them finished already")
+    print(f"{len(runs)} runs into {options.out}, {sum(run.finished() for run in runs)} of them finished already")
     try:
         failed = run_all(runs, options.jobs)
     except KeyboardInterrupt:
@@ -118,8 +118,8 @@ def main() -> None:
         text = compare.markdown(compare.compare(finished))
         (out / "comparison.md").write_text(text + "\n")
         print(f"\n{text}\n\ntables: {out / 'comparison.md'}")
-    if finished and options.report:
-        importlib.import_module("lab.report").write(finished, out / "report.html")
+    if finished and report:
+        report.write(finished, out / "report.html")
         print(f"report: {out / 'report.html'}")
     if failed:
         print(*map(last_lines, failed), sep="\n", file=sys.stderr)

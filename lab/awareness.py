@@ -2,7 +2,7 @@
 
     python -m lab.awareness                                         # a worked example
     python -m lab.awareness runs/main/masa-efficient                # before and after training, all seeds together
-    python -m lab.awareness runs/eval/evaluations.jsonl --levels 1,2
+    python -m lab.awareness runs/eval --levels 1,2                  # written by eval.py --out
 
 A problem's predicted pass rate is the mean of its parsed predictions and its predicted length their median, as gate and
 cutoff use them. If fewer than half parsed, it has no predicted pass rate and is neither skipped nor cut.
@@ -35,6 +35,7 @@ from masa import MetaPrediction
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
+ON_PAPER = "Gate and cutoff: what they would have done. No problem was skipped here, and no solution cut."
 Predictions = list[MetaPrediction | None]  # of one problem; None: did not parse
 Row = dict[str, Any]  # of a table: {column: value}
 
@@ -156,9 +157,7 @@ def awareness(
         "pass_rate": _pass_rate_figures(rates, correct, drawn),
         "length": _length_figures(problems, predictions),
         # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
-        "rewards": {
-            name: fmean(row[name] for row in rewards if name in row) for name in dict.fromkeys(chain(*rewards))
-        },
+        "rewards": {n: fmean(row[n] for row in rewards if n in row) for n in dict.fromkeys(chain(*rewards))},
         "gate": gated,
         "oracle": oracle_gate(correct, drawn, group, gated["share_skipped"]),
         "cutoff": _cutoff_figures(problems, predictions, cutoff or 2.0),
@@ -217,11 +216,9 @@ def _gate_figures(
 
     margins = np.unique(distance[~np.isnan(distance)])
     curves = {"agreeing": [skipping(m, agree) for m in margins], "all": [skipping(m, rates >= 0) for m in margins]}
+    best: Row = max(curves["agreeing"] + curves["all"], key=lambda point: point["F1"] or 0, default={})
     return skipping(margin, agree) | {
-        "zero_variance_share": float(chance.mean()),
-        "tokens_of_solutions": int(tokens.sum()),
-        "tokens_of_predictions": sum(problem["tokens_meta"] for problem in problems),
-        "at_best_margin": max(curves["agreeing"] + curves["all"], key=lambda point: point["F1"] or 0, default=None),
+        "at_best_F1": {name: best.get(name) for name in ("margin", "precision", "recall")},
         "curves": curves,
     }
 
@@ -307,7 +304,7 @@ def example() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print how well predictions fit what happened on held-out problems.")
+    parser = argparse.ArgumentParser("python -m lab.awareness", description="Print how well predictions fit.")
     parser.add_argument("path", nargs="?", type=Path, help="evaluations.jsonl, a run, or a folder of runs to pool")
     parser.add_argument("--every", action="store_true", help="show all evaluations of a run, not the first and last")
     parser.add_argument("--levels", default="", help="keep only problems of these levels, such as 1,2")
@@ -316,13 +313,16 @@ def main() -> None:
     options = parser.parse_args()
     if not options.path:
         return example()
-    columns, levels = {}, options.levels.split(",") if options.levels else []
+    columns, silent, levels = {}, [], options.levels.split(",") if options.levels else []
     for name, rows in evaluations(options.path, options.every).items():
-        if rows := [problem for problem in rows if not levels or str(problem["level"]) in levels]:
+        rows = [problem for problem in rows if not levels or str(problem["level"]) in levels]
+        if any(problem["predictions"] for problem in rows):
             columns[name] = awareness(rows, group=options.group, gate=options.gate)
-    if not columns:
+        elif rows:
+            silent.append(f"{name}: no predictions were asked for (--predictions 0), so there is nothing to compare.")
+    if not columns and not silent:
         sys.exit(f"lab.awareness: {options.path}: found no evaluation with problems of these levels")
-    print(aligned(figure_rows(columns)))
+    print("\n\n".join([ON_PAPER, aligned(figure_rows(columns)), *silent] if columns else silent))
 
 
 if __name__ == "__main__":

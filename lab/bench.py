@@ -126,7 +126,7 @@ ROWS = {"sampler": sampler_row, "engine": engine_row, "step": step_row, "verifie
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure speed, the sides of a comparison taking turns.")
+    parser = argparse.ArgumentParser("python -m lab.bench", description="Measure speed, the sides taking turns.")
     parser.add_argument("--rows", default=",".join(ROWS), help="some of sampler,engine,step,verifier (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the one that warms up (default: 5)")
     options = parser.parse_args()

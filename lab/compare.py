@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from engine.run_folder import RunError, read_config, read_rows
-from lab.awareness import Row, aligned, awareness, figure_rows
+from lab.awareness import ON_PAPER, Row, aligned, awareness, figure_rows
 
 # The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; the last serves for all above (normal: 1.960).
 T_QUANTILES = (
@@ -183,9 +183,10 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
     explained = dict(zip(columns.values(), shares, strict=True)) if shares else {}
     known = {name: figures for name, group in variants.items() if (figures := last_awareness(group))}
     tables = {
-        "Held-out pass@1, and GRPO's cost to hold its own over the variant's: mean [95%]": accuracy_rows(variants),
-        f"Share of final pass@1 that each meta reward explains: Shapley R², {len(ends)} runs": [explained],
-        "Predictions, gate and cutoff at the last evaluation, all seeds together": figure_rows(known),
+        "Held-out pass@1, and how many times fewer tokens and flops than GRPO a variant needs to reach and hold "
+        "GRPO's final pass@1 (mean [95% interval])": accuracy_rows(variants),
+        f"How much of final pass@1 each reward of predictions explains (Shapley R², {len(ends)} runs)": [explained],
+        f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(known),
     }
     return {title: rows for title, rows in tables.items() if any(rows)}, lacking(runs)
 
@@ -220,7 +221,7 @@ def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
         }
         if grpo and name != BASELINE:
             ratios = {cost: cost_ratio(group, grpo, cost) for cost in COSTS}
-            ratio, row["seeds that hold it"] = ratios["tokens"]
+            ratio, row["seeds that hold GRPO's pass@1"] = ratios["tokens"]
             row |= {f"x fewer {cost}": ratios[cost][0] for cost in COSTS}
             # The saving of a variant, as a share of that of the oracle's gate, if this saves anything
             share = (1 - 1 / ratio.mean) / (1 - 1 / oracle.mean) if ratio and oracle and oracle.mean > 1 else None
@@ -286,7 +287,7 @@ def markdown(result: tuple[dict[str, list[Row]], list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the runs of variants over seeds.")
+    parser = argparse.ArgumentParser("python -m lab.compare", description="Compare the runs of variants over seeds.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--columns", help="instead, average these columns of metrics.jsonl, separated by commas")
     parser.add_argument("--first", type=int, help="with --columns: over the first N training steps")

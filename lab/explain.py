@@ -94,14 +94,14 @@ class Story:
     def sections(self) -> list[str]:
         """Return the sections of explain.txt, with the names in braces filled in."""
         o, trainer = self.options, self.trainer
-        named = {"o": o, "trainer": trainer, "masa": masa, "grpo": grpo}
         text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").strip()
         return text.format(
-            **named,
+            **{"o": o, "trainer": trainer, "masa": masa, "grpo": grpo},
             figures={name: "none" if value is None else f"{value:.4g}" for name, value in self.figures.items()},
             prompt=masa.meta_prompt("(the problem)", o.sampling.max_new_tokens),
             rewards="\n".join(line[1:] for line in (rewards.__doc__ or "").split("\n") if line.startswith("    ")),
-            waiting=f"{len(trainer.experts)} of {train.EXPERT_BATCH}",
+            waiting=f"{len(trainer.experts)}; imitation starts at {train.EXPERT_BATCH}",
+            run=train.Options.of({"algo": o.run.algo, "model": o.model.model}),
         ).split("\n\n")
 
     def predict(self, attempt: Attempt) -> Iterator[str]:
@@ -169,9 +169,9 @@ class Story:
             yield f"{len(some)} with advantage {side} 0: sum of log p {old:.3f} -> {new:.3f}, {new - old:+.3f}"
         best = max(samples, key=lambda sample: sample.advantage)
         before, after, push = best.kept["before"].tolist(), best.kept["after"].tolist(), best.advantage * best.weight
-        yield f"largest advantage {best.advantage:+.3f} x weight {best.weight:.6f} = push {push:+.6f} on each token of"
-        yield self.policy.decode(best.response_ids)
-        yield f"{'least sure':<30}{'log p':>9}{'p':>8} {'-> p':>7}{'change of log p':>17}{'push x (1 - p)':>16}"
+        yield f"the {KINDS[best.kind][:-1]} with the largest advantage: {self.policy.decode(best.response_ids)}"
+        yield f"advantage {best.advantage:+.3f} x weight {best.weight:.6f} = push {push:+.6f} on each of its tokens"
+        yield f"{'the least certain tokens':<30}    log p       p    -> p  change of log p  push x (1 - p)"
         for t in sorted(sorted(range(len(before)), key=before.__getitem__)[:SHOWN_TOKENS]):
             token, p = f"{t + 1} {self.policy.tokenizer.decode(best.response_ids[t])!r:.25}", math.exp(before[t])
             moved = f"{math.exp(after[t]):>8.4f}{after[t] - before[t]:>+17.5f}{push * (1 - p):>+16.6f}"
@@ -185,7 +185,7 @@ class Story:
 
 
 def votes(attempt: Attempt, notions: tuple[str, ...]) -> str:
-    """Return for each notion in how many correct and wrong solutions it stands."""
+    """Return for each notion in how many correct and wrong solutions it appears."""
     shown = []
     for notion in dict.fromkeys(" ".join(notion.casefold().split()) for notion in notions if notion.strip()):
         texts = [attempt.problem.text, *attempt.responses]

@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 
 try:
     import matplotlib
+    import sklearn  # noqa: F401  for the calibration curves of lab.awareness
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
-except ImportError as error:
-    raise ImportError("the report needs matplotlib and scikit-learn: pip install -r requirements-lab.txt") from error
+except ImportError:
+    sys.exit("lab.report needs more packages: pip install -r requirements-lab.txt")
 
 from engine.run_folder import RunError
 from lab import compare
@@ -131,9 +132,7 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         points = predicted_and_actual([p for run in runs for row in run.evaluations[part] for p in row["problems"]])
         if points:
             predicted, actual, correct, drawn = zip(*points, strict=True)
-            ax.scatter(
-                predicted, actual, s=28, color=colour, alpha=0.3, linewidths=0
-            )  # where some coincide it is darker
+            ax.scatter(predicted, actual, s=28, color=colour, alpha=0.3, linewidths=0)  # where some coincide, darker
             ax.plot(*zip(*reliability(predicted, correct, drawn), strict=True), ".-", color=colour)
     return svg(figure, f"actual against predicted pass rates of {name}, before and after training")
 
@@ -225,7 +224,7 @@ def write(runs: Sequence[Run], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a report of runs as one HTML file.")
+    parser = argparse.ArgumentParser("python -m lab.report", description="Write a report of runs as one HTML file.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the first folder)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also write the README's pictures there, as SVG")

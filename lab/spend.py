@@ -1,7 +1,7 @@
 """Use predictions at inference: predict first, then decide how many solutions each problem gets for a majority vote.
 
-    python -m lab.spend                                   # a worked example
-    python -m lab.spend runs/eval/evaluations.jsonl       # written by eval.py --out
+    python -m lab.spend                 # a worked example
+    python -m lab.spend runs/eval       # written by eval.py --out
 
     same for all     each problem gets k solutions, and the most frequent answer is given; nothing is predicted
     limit            each solution stops at twice the predicted length, and then has no answer
@@ -12,6 +12,7 @@ All ways but the first pay for the tokens of the predictions. The solutions of a
 drawn, which had no limit; a solution under a limit is the same one cut short.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,7 @@ from statistics import fmean
 import numpy as np
 
 import masa
-from engine.run_folder import read_rows
-from lab.awareness import aligned, read_predictions
+from lab.awareness import aligned, evaluations, read_predictions
 from problems.kinds import VOTE_PICKS, majority
 
 WAYS = ("same for all", "limit", "shared out", "hopeless none")
@@ -73,7 +73,7 @@ def curves(problems: Sequence[dict], cutoff: float = 2.0) -> dict[str, dict[int,
     for way in WAYS if any(problem["predictions"] for problem in problems) else WAYS[:1]:
         acts, found[way] = way != "same for all", {}
         limits = [masa.length_limit(read_predictions(p), cutoff, max(p["lengths"])) if acts else None for p in problems]
-        for k in (2**j for j in range(len(problems[0]["votes"]).bit_length())):
+        for k in (2**j for j in range(min(len(p["votes"]) for p in problems).bit_length())):
             votes = [vote(*case) for case in zip(problems, plan(way, problems, k), limits, strict=True)]
             tokens = fmean(cost + acts * p["tokens_meta"] for p, (_, cost) in zip(problems, votes, strict=True))
             found[way][k] = fmean(right for right, _ in votes), tokens
@@ -101,15 +101,15 @@ def example() -> None:
 
 
 def main() -> None:
-    if not sys.argv[1:]:
+    parser = argparse.ArgumentParser("python -m lab.spend", description="Print accuracy of votes for tokens.")
+    parser.add_argument("paths", nargs="*", type=Path, help="evaluations.jsonl of eval.py --out, or folders with some")
+    if not (paths := parser.parse_args().paths):
         return example()
-    rows = [row for path in sys.argv[1:] for row in read_rows(Path(path))]
-    if not rows or any("votes" not in problem for row in rows for problem in row["problems"]):
-        sys.exit(
-            f"lab.spend: {' '.join(sys.argv[1:])}: expected evaluations.jsonl of eval.py --out, problems with votes"
-        )
-    for row in rows:
-        print(f"{row['model']} on {row['data']}: accuracy for tokens per problem\n{table(row['problems'])}\n")
+    found = [evaluation for path in paths for evaluation in evaluations(path, every=True).items()]
+    if not found or any("votes" not in problem for _, problems in found for problem in problems):
+        sys.exit(f"lab.spend: {' '.join(map(str, paths))}: expected evaluations.jsonl of eval.py --out, with votes")
+    for name, problems in found:
+        print(f"{name}: accuracy for tokens per problem\n{table(problems)}\n")
 
 
 if __name__ == "__main__":

@@ -121,13 +121,12 @@ def test_gate_by_hand():
     found = aw.awareness(PROBLEMS, group=4, gate="both")
     gate = found["gate"]
     assert (gate["precision"], gate["recall"], gate["share_skipped"]) == (0.5, 0.5, 0.4)
-    assert gate["F1"] == pytest.approx(0.5) and gate["zero_variance_share"] == 0.4
-    assert gate["tokens_saved"] == 39 + 75 and gate["tokens_of_predictions"] == 5 * 22
-    assert gate["correct_solutions_lost"] == 5
+    assert gate["F1"] == pytest.approx(0.5)
+    assert gate["tokens_saved"] == 39 + 75 and gate["correct_solutions_lost"] == 5
     # Without a demand of agreement, margin 0 skips two and margin 0.5 four of which two are useless.
     scores = [[point[name] for name in ("margin", "precision", "recall")] for point in gate["curves"]["all"]]
     assert scores == [[0.0, 0.5, 0.5], [0.5, 0.5, 1.0]]
-    assert gate["at_best_margin"]["F1"] == pytest.approx(0.8)
+    assert gate["at_best_F1"] == {"margin": 0.5, "precision": 2 / 3, "recall": 1.0}
     hopeless = aw.awareness(PROBLEMS, group=4, gate="off")  # judged as it would act: it skips only the second problem
     assert (hopeless["gate"]["precision"], hopeless["gate"]["share_skipped"]) == (0.0, 0.2)
 
@@ -160,7 +159,7 @@ def test_no_predictions_leave_no_figures():
     result = aw.awareness([problem([], [1, 0], [5, 6]), problem([None], [0, 0], [5, 6])], group=2)
     assert result["pass_rate"] == {} == result["rewards"]
     assert result["gate"]["share_skipped"] == 0 and result["gate"]["precision"] is None
-    assert result["gate"]["at_best_margin"] is None and result["cutoff"]["correct_in_100_cut"] is None
+    assert set(result["gate"]["at_best_F1"].values()) == {None} and result["cutoff"]["correct_in_100_cut"] is None
     assert set(result["length"].values()) == {None}
 
 
@@ -189,7 +188,8 @@ def test_the_command_shows_a_run_before_and_after_by_level(tmp_path):
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def shown(*arguments: str) -> dict[str, list[str]]:
-        lines = run_script("lab.awareness", str(tmp_path), *arguments).stdout.splitlines()
+        title, _, *lines = run_script("lab.awareness", str(tmp_path), *arguments).stdout.splitlines()
+        assert title == aw.ON_PAPER
         return {
             label.strip(): [cell.strip() for cell in cells] for _, label, *cells, _ in (x.split("|") for x in lines)
         }
@@ -201,3 +201,12 @@ def test_the_command_shows_a_run_before_and_after_by_level(tmp_path):
     for arguments in ((str(tmp_path), "--levels", "7"), (str(tmp_path / "nothing"),)):
         finished = run_script("lab.awareness", *arguments)
         assert finished.status == 1 and f"{arguments[0]}: found no evaluation" in finished.stderr
+
+
+def test_an_evaluation_without_predictions_is_told_in_a_sentence(tmp_path):
+    rows = [{"step": 0, "problems": [problem([], [1, 0], [5, 6])]}, {"step": 9, "problems": PROBLEMS}]
+    for shown in (rows, rows[:1]):
+        (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+        *table, sentence = run_script("lab.awareness", str(tmp_path)).stdout.splitlines()
+        assert sentence.startswith("step 0: no predictions were asked for")
+        assert ("| figure " in "".join(table)) == (len(shown) == 2) and "step 0" not in "".join(table)

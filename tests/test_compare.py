@@ -79,6 +79,7 @@ def test_shapley_shares_of_twins_are_equal_and_sum_to_r2():
     assert shapley_r2(x[:4], y[:4]) is None and shapley_r2(x, np.ones(40)) is None
 
 
+HOLDING = "seeds that hold GRPO's pass@1"
 REWARDS = ("length", "difficulty", "notion")
 
 
@@ -127,9 +128,9 @@ def test_a_comparison_by_hand(tmp_path):
     for cost in compare.COSTS:
         assert variants["oracle-gate"][f"x fewer {cost}"].mean == pytest.approx(2)
         assert variants["thrifty"][f"x fewer {cost}"].mean == pytest.approx(4 / 3)
-    columns = ("seeds that hold it", "x fewer tokens", "share of the oracle's saving")
+    columns = (HOLDING, "x fewer tokens", "share of the oracle's saving")
     assert [variants["weak"][column] for column in columns] == ["0 of 2", None, None]
-    assert variants["thrifty"][columns[-1]] == "50%" and "seeds that hold it" not in variants["grpo"]
+    assert variants["thrifty"][columns[-1]] == "50%" and HOLDING not in variants["grpo"]
     assert "| thrifty " in text and "50%" in text and "0 of 2" in text
 
 
@@ -170,7 +171,7 @@ def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed
     assert list(shares) == [*REWARDS, "confidence"] and sum(shares.values()) == pytest.approx(1)
     lacking = "{}: metrics.jsonl has no eval_reward_confidence; figures that need it leave this run out."
     assert sentences == [lacking.format(run.path) for run in runs[:2]]
-    assert tables(tmp_path)[0]["masa"]["seeds that hold it"] == "1 of 1"
+    assert tables(tmp_path)[0]["masa"][HOLDING] == "1 of 1"
     assert compare.cost_ratio(runs[2:], runs[:1], "flops") == (None, "0 of 0")  # not recorded
 
 

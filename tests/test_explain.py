@@ -56,6 +56,7 @@ def test_the_command_tells_each_step_within_the_terminal_and_writes_nothing(tmp_
     for number in "12345678":
         assert re.search(rf"(?m)(^| ){number}\. [A-Z]+", finished.stdout)
     assert "learning rate 0.0001" in finished.stdout and "before training" in finished.stdout
+    assert "steps have 16 problems, 2 predictions and 16 solutions" in finished.stdout  # the run's own, not the story's
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +133,7 @@ def test_the_update_is_told_with_its_weights_and_figures(sections, real):
         zero = [s.advantage == 0 for s in samples if s.kind == kind]
         assert f"{name}: {len(zero)}, {sum(zero)} of them with advantage 0" in sections["7"]
         assert f"{tokens} tokens, each of weight {share / tokens:.6f}, together {share:.4f}" in sections["7"]
-    for advantage, weight, push in re.findall(r"advantage (\S+) x weight (\S+) = push (\S+) on", sections["7"]):
+    for advantage, weight, push in re.findall(r"advantage (\S+) x weight (\S+) = push (\S+) on each", sections["7"]):
         assert float(push) == pytest.approx(float(advantage) * float(weight), rel=2e-3)
 
 
@@ -144,7 +145,7 @@ def test_a_step_of_other_settings_is_told_as_it_was(monkeypatch):
         weights = [s.weight for s in other.samples if s.kind == kind for _ in s.response_ids]
         assert sum(weights) == pytest.approx(total)
         assert f"each of weight {min(weights):.6f} to {max(weights):.6f}, together {total:.4f}" in text
-    assert re.search(r"loss of imitation, after the update above: \d", text) and "; 0 of 1 experts wait" in text
+    assert re.search(r"collected: 0; imitation starts at 1; loss of imitation, after the update above: \d", text)
     told = re.findall(r"rewards of \w+ (.*)\n +mean ([\d.]+); advantages (.*)", text)
     assert len(told) == 6 and "reward - mean without --normalize-std (here False)" in text
     for rewards, mean, advantages in told:
@@ -186,14 +187,15 @@ def test_the_tokens_shown_are_those_of_the_best_rollout(story, sections):
 
 def test_experts_are_those_that_wait_to_be_imitated(story, sections):
     assert all(answer in sections["8"] for _, answer in story.trainer.experts)
-    assert len(story.trainer.experts) == 2 and "above: none; 2 of 16 experts wait" in sections["8"]
+    assert len(story.trainer.experts) == 2 and "collected: 2; imitation starts at 16; loss" in sections["8"]
 
 
 def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
     flags = "--algo grpo --problems 5 --samples 4 --warmup-steps 10 --seed 3 --device cpu".split()
     printed = run_script("train.py", "--explain", *flags).stdout
     assert printed.startswith("One step of grpo: 5 problems, 0 predictions and 4 solutions")
-    assert "It is asked 0 times" in printed and "0 of 16 experts wait" in printed and "of predictions" not in printed
+    assert "steps have 16 problems, 0 predictions and 16 solutions" in printed  # the run's own
+    assert "It is asked 0 times" in printed and "experts collected: 0;" in printed and "of predictions" not in printed
     assert "learning rate 1e-05" in printed and "problems skipped 0," in printed and "solutions: 20," in printed
 
 
@@ -215,7 +217,7 @@ def test_what_a_model_wrote_cannot_steer_the_terminal():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--samples", "1"], "--samples must be at least 2"),
+        (["--samples", "1"], "--samples: found 1, expected at least 2"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["--out", "somewhere"], "--out: --explain writes and resumes nothing"),

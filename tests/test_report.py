@@ -1,6 +1,7 @@
 """The report is complete, self-contained, and harmless whatever a model wrote."""
 
 import re
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -133,3 +134,12 @@ def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):
 def test_the_command_names_what_is_wrong(tmp_path):
     finished = run_script("lab.report", str(tmp_path / "nothing"))
     assert finished.status == 1 and "nothing" in finished.stderr and "Traceback" not in finished.stderr
+    assert run_script("lab.report", "--help").stdout.startswith("usage: python -m lab.report ")
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "jinja2"])
+def test_a_missing_package_is_named_by_its_requirements(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    finished = run_script("lab.report", "runs")
+    assert finished.status == 1
+    assert finished.stderr == "lab.report needs more packages: pip install -r requirements-lab.txt"

@@ -86,9 +86,10 @@ def test_the_command_reads_what_evaluation_writes(tmp_path):
     file = tmp_path / "evaluations.jsonl"
     row = {"model": "tiny", "data": "words", "problems": [problem(1.0, [1, 1], [0, 0], [10, 10])]}
     file.write_text(json.dumps(row) + "\n")
-    shown = run_script("lab.spend", str(file)).stdout
-    assert "tiny on words" in shown and "1.000 for 13" in shown
+    for path in (file, tmp_path):
+        shown = run_script("lab.spend", str(path)).stdout
+        assert "tiny on words" in shown and "1.000 for 13" in shown
     del row["problems"][0]["votes"]
     file.write_text(json.dumps(row) + "\n")
-    for wrong in (file, tmp_path / "nothing"):
+    for wrong in (file, tmp_path, tmp_path / "nothing"):
         assert "expected evaluations.jsonl" in run_script("lab.spend", str(wrong)).stderr
