@@ -146,7 +146,7 @@ def evaluate(
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
     result, rows = summarize(attempts), [transcript(attempt, 0) for attempt in attempts]
-    for row, a in zip(rows, attempts, strict=True):  # each solution's number among the groups of equal answers
+    for row, a in zip(rows, attempts, strict=True):  # a number for each solution, equal for equal answers
         row["votes"] = answer_groups([extract_answer(text) for text in a.responses], a.problem.kind)
     result["vote_at_k"] = {k: vote_at_k(rows, int(k)) for k in result["pass_at_k"]}
     if options.greedy:

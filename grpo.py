@@ -327,7 +327,7 @@ def imitate(
     Returns expert_loss, the mean negative log-likelihood per token before the step, skipped_updates and oom_retries.
     """
     tokens = sum(len(sample.response_ids) for sample in samples)
-    for number, sample in enumerate(samples):  # the policy gradient with advantage 1 is that of the likelihood
+    for number, sample in enumerate(samples):  # with advantage 1 the gradient is that of the log-likelihood
         sample.group, sample.advantage, sample.weight = number, 1.0, 1 / tokens
     model.train()
     figures = over_batches(model, samples, partial(go_backward, options), options.token_budget)

@@ -54,7 +54,7 @@ class GateOptions:
     """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[GateSide, "skip nothing, the predicted all wrong, or also the all correct", REAL_BOTH] = "hopeless"
+    gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too", REAL_BOTH] = "hopeless"
     gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
@@ -215,7 +215,7 @@ def expert_target(
 
 
 def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -> tuple[str, ...]:
-    """Return the `count` notions that most of the predictions name, to be put into the solution prompt."""
+    """Return the `count` notions named by the most predictions, to be put into the solution prompt."""
     votes: Counter[str] = Counter()
     for prediction in _parsed(predictions):
         votes.update(dict.fromkeys(prediction.notions, 1))  # each prediction votes once for a notion

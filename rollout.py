@@ -28,7 +28,7 @@ from problems.source import Problem
 from problems.verify import timeouts
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
 
-ALIVE = 0.75  # drop finished rows when no more than this share of the rows is unfinished
+ALIVE = 0.75  # drop finished rows once at most this share of the rows is unfinished
 
 
 @dataclass
@@ -198,8 +198,8 @@ def draw_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float
 class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
-    explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: not solved.  limit: most
-    tokens of a solution.  hint: notions for its solution prompt.  timeouts: answers that the verifier gave up on.
+    explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
+    limit: longest solution.  hint: notions for its solution prompt.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem

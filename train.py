@@ -170,7 +170,7 @@ class Trainer:
     def acts(self, step: int) -> bool:
         """Decide whether to act on predictions: from --efficient-from on, while the gate is trusted.
 
-        Of the explored ones among the last WINDOW problems that taught something, it may skip a share of --gate-loss.
+        It is, if it would have skipped at most --gate-loss of those of the last WINDOW that explored and taught something.
         """
         start = step - max(1, WINDOW // self.options.run.problems)
         would_skip = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
@@ -192,7 +192,7 @@ class Trainer:
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
-        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0 it is only judged, by the default
+        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # --cutoff 0: the default, only to report on it
         return masa.length_limit(attempt.predictions, multiplier, self.options.sampling.max_new_tokens)
 
     def stream(self, step: int, purpose: str) -> torch.Generator:

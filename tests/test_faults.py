@@ -65,7 +65,7 @@ def test_the_summary_tells_lost_updates_and_takes_the_columns_there_are():
     table = summary([row | {"eval_reward_notion": 0.1}, later])
     assert "pass@1                           0.250     0.500    +0.250" in table
     assert "notion reward                    0.100     0.300    +0.200" in table
-    assert "problems gated                   50.0% of a batch, in 1 steps" in table
+    assert "problems gated                   50.0% on average over all steps" in table
 
 
 def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch):
