@@ -170,7 +170,7 @@ class Trainer:
     def acts(self, step: int) -> bool:
         """Decide whether to act on predictions: from --efficient-from on, while the gate is trusted.
 
-        It is, if it would have skipped at most --gate-loss of those of the last WINDOW that explored and taught something.
+        It is if it would have skipped at most --gate-loss of what explored and taught something in the last WINDOW.
         """
         start = step - max(1, WINDOW // self.options.run.problems)
         would_skip = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
