@@ -125,7 +125,7 @@ class Trainer:
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
         """Make one step of training; return its figures and its attempts."""
-        o, acts = self.options, self.acts(step)
+        o, acts, lost_before = self.options, self.acts(step), self.counters["skipped_updates"]
         attempts: list[Attempt] = []
         wanted = o.run.problems
         for draw in itertools.count():  # once, unless a variant wants more problems
@@ -154,6 +154,8 @@ class Trainer:
         figures = self.update(samples, step)
         # 8. Imitate the experts.
         figures |= self.imitate(solved, step)
+        lost = self.counters["skipped_updates"] > lost_before
+        self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return self.metrics(attempts, step) | figures, attempts
 
     # ---- two methods for variants/ to override: which problems are solved, and when there are enough
@@ -242,8 +244,6 @@ class Trainer:
             figures = grpo.update(self.policy.model, self.optimizer, samples, o.update, **settings)
         more_passes = (self.reference is not None) + (o.update.minibatches > 1)  # for their log-probs
         self.count([sample for sample in samples if sample.advantage or self.reference], figures, more_passes)
-        lost = figures.pop("skipped_updates") > 0
-        self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return figures
 
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
@@ -273,7 +273,7 @@ class Trainer:
         o = self.options
         passes = 3 + o.model.gradient_checkpointing + more_passes  # a backward pass costs as much as two forward passes
         self.counters.update(cost_of_training(samples, self.policy.model.num_parameters(), passes))
-        self.counters["skipped_updates"] += figures["skipped_updates"]
+        self.counters["skipped_updates"] += figures.pop("skipped_updates")
         if retries := figures.pop("oom_retries"):  # stay at half of what was too much
             self.counters["oom_retries"] += retries
             o.update.token_budget = max(1, o.update.token_budget // 2)
@@ -312,9 +312,10 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     o = options
     folder = RunFolder(path, o.flat(), o.run.resume, o.run.keep)
     trainer = make_trainer(o, str(folder.checkpoint or ""), kind)
-    memory.announce(trainer.policy, o.flat())
+    policy = trainer.policy
+    memory.announce(policy, o.flat())
     last = folder.restore(trainer)
-    bar = tqdm(total=o.run.steps, initial=max(last, 0), unit="step", disable=trainer.policy.rank > 0)
+    bar = tqdm(total=o.run.steps, initial=max(last, 0), unit="step", disable=policy.rank > 0)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
     with StopRequest() as stop:
@@ -335,9 +336,8 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             folder.log(step, figures | counters | evaluated, shown)
             bar.update(min(step, 1))
             bar.set_postfix_str(run_folder.live(folder.rows))
-            bad_steps = trainer.counters["bad_steps_in_a_row"]
-            run_folder.check_health(trainer.policy.model, bad_steps, step, trainer.policy.agree)
-            stopping = stop.requested(trainer.policy.agree)
+            run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
+            stopping = stop.requested(policy.agree)
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
                 folder.save(trainer, step)
             if stopping and step < o.run.steps:

@@ -88,6 +88,20 @@ def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch
     assert metrics(tmp_path / "run")[-1]["step"] == 7
 
 
+def test_imitation_that_fails_counts_as_a_bad_step(monkeypatch):
+    trainer = small_trainer()
+    lost = {"expert_loss": float("nan"), "skipped_updates": 1, "oom_retries": 0}
+    monkeypatch.setattr(grpo, "imitate", lambda *arguments, **named: dict(lost))
+    for step in (1, 2):
+        trainer.experts = [("1+1", "an answer")] * 16  # a full batch
+        trainer.step(step)
+        assert trainer.counters["bad_steps_in_a_row"] == step
+    monkeypatch.undo()
+    trainer.experts = []
+    trainer.step(3)
+    assert trainer.counters["bad_steps_in_a_row"] == 0
+
+
 def test_weights_that_are_not_finite_are_never_saved():
     trainer = small_trainer()
     with torch.no_grad():
