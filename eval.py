@@ -34,7 +34,7 @@ from problems import benchmarks, source
 from problems.kinds import answer_groups, vote_at_k
 from problems.verify import extract_answer
 from rewards import COMPONENTS, mean_rewards
-from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, solve
+from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, read, solve
 
 # The figures that training writes to metrics.jsonl as eval_NAME.
 IN_METRICS = "pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac".split()
@@ -105,6 +105,8 @@ def attempt_all(
         batch = attempts[start : start + PROBLEMS_AT_ONCE]
         if sampling.predictions:
             predict(policy, batch, sampling, stream)
+            if policy.counts:
+                read(policy, batch, sampling)
         for attempt in batch if hints else ():
             attempt.hint = masa.hint_notions(attempt.predictions)
         solve(policy, batch, sampling, stream)

@@ -56,6 +56,8 @@ class GateOptions:
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
     gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too", REAL_BOTH] = "hopeless"
     gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
+    read: Annotated[bool, "gate by pass rates that are read from one forward pass, not drawn, and teach them"] = False
+    read_lr: Annotated[float, "learning rate of teaching them; falls to a tenth", {"least": 0, "real": 1e-6}] = 3e-4
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
@@ -101,11 +103,21 @@ def meta_prompt(problem: str, max_length: int) -> str:
 
 
 def render_meta(prediction: MetaPrediction) -> str:
-    """Write a prediction as the JSON that `parse_meta` reads, its pass rate rounded to the nearest eighth."""
-    written = asdict(prediction) | {"pass_rate": round(prediction.pass_rate * PASS_RATE_SCALE)}
+    """Write a prediction as the JSON that `parse_meta` reads, its pass rate as a count (`pass_rate_count`)."""
+    written = asdict(prediction) | {"pass_rate": pass_rate_count(prediction.pass_rate)}
     # A lone surrogate, which a model can smuggle in as the escape \ud800, would crash a tokenizer.
     text = json.dumps(written, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def pass_rate_count(pass_rate: float) -> int:
+    """Return a pass rate as a count out of 8, rounded inward: 8 stands only for all right, 0 only for none.
+
+    To the nearest, 15 right of 16 would be written as 8, and predictions would learn to call such a problem certain.
+    """
+    if pass_rate in (0, 1):
+        return round(pass_rate * PASS_RATE_SCALE)
+    return min(max(round(pass_rate * PASS_RATE_SCALE), 1), PASS_RATE_SCALE - 1)
 
 
 def parse_meta(text: str) -> MetaPrediction | None:
@@ -183,6 +195,22 @@ def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float
     return max(1, min(ceiling, math.ceil(multiplier * median(lengths) - ROUNDING)))
 
 
+# ---- what the policy knows: beliefs, which are read instead of drawn (not in the paper)
+#
+# A belief is the probability that the policy gives to each of the counts 0..8 as the first value of its prediction.
+# One forward pass over the prompt shows all nine at once (`Policy.beliefs`); a drawn prediction shows one of them.
+
+
+def expected_pass_rate(belief: Sequence[float]) -> float:
+    """Return the mean of a belief, a fraction: the probabilities of the counts 0..8 -> the expected pass rate."""
+    return sum(count * probability for count, probability in enumerate(belief)) / PASS_RATE_SCALE
+
+
+def probability_alike(belief: Sequence[float], easy: bool = True) -> float:
+    """Return the probability that all solutions will be wrong or, with `easy`, all wrong or all right."""
+    return belief[0] + (belief[-1] if easy else 0.0)
+
+
 def expert_target(
     predictions: Sequence[MetaPrediction | None],
     notion_rewards: Sequence[float],
@@ -235,6 +263,10 @@ def main() -> None:
     print("\nTwo of three parsed (9 of 8 attempts is out of range). Their pass rates are 0.125 and 0: the mean 0.0625")
     print("is within 0.1 of 0, the standard deviation 0.0625 is below 0.1. Skip the problem:", should_skip(predictions))
     print("The median predicted length is 35.5, and twice that is the limit:", length_limit(predictions, ceiling=96))
+    belief = [0.75, 0.125, 0, 0, 0, 0, 0, 0, 0.125]
+    print(f"\nA belief in the counts 0 to 8: {belief}. The expected pass rate is")
+    print(f"(0.125 x 1 + 0.125 x 8) / 8 = {expected_pass_rate(belief):.4f}, and the probability that the solutions")
+    print(f"are all wrong or all right is 0.75 + 0.125 = {probability_alike(belief)}.\n")
     expert = expert_target(predictions, [0.0, 0.5, 0.0], correct_lengths=[28, 36, 40], pass_rate=3 / 8)
     print("If 3 of 8 attempts are right, with 28, 36 and 40 tokens, the expert prediction is:", expert)
 

@@ -2,6 +2,7 @@
 
     sample                        draw n responses to each prompt (the policy sampler)
     Attempt                       one problem, what the policy predicts about it, and what really happens
+    read                          read what the policy believes about a problem, without drawing anything
     predict, solve, align         fill in attempts, many at a time, because the sampler is fastest on large batches
 
 The sampler runs each prompt once, copies its keys and values for the n draws, and then draws one token per row at a
@@ -199,11 +200,13 @@ class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
     explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
-    limit: longest solution.  hint: notions for its solution prompt.  timeouts: answers that the verifier gave up on.
+    belief: what was read, the probabilities of the counts 0..8.  limit: longest solution.  hint: notions for its
+    solution prompt.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem
     explores: bool = False
+    belief: tuple[float, ...] = ()
     skipped: bool = False
     limit: int | None = None
     hint: tuple[str, ...] = ()
@@ -242,6 +245,14 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
     for attempt, rollouts in zip(attempts, policy.spread(draw, attempts), strict=True):
         attempt.meta_rollouts = rollouts
         attempt.predictions = [masa.parse_meta(policy.decode(rollout.response_ids)) for rollout in rollouts]
+
+
+def read(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions) -> int:
+    """Read the belief about each problem from one forward pass, and return the number of prompt tokens that took."""
+    prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in attempts]
+    for attempt, belief in zip(attempts, policy.spread(policy.beliefs, prompts), strict=True):
+        attempt.belief = belief
+    return sum(len(prompt) + len(policy.counts[0]) for prompt in prompts)
 
 
 def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, stream: torch.Generator) -> None:

@@ -43,15 +43,18 @@ from models.loading import ModelOptions, PolicyError, pick_device
 from models.policy import Policy
 from problems.source import DataOptions, Problem, ProblemError, Source, load_problems
 from rewards import RewardOptions
-from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
+from rollout import Attempt, SamplingOptions, align, expert_answers, predict, read, solve
 
 # What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
     "masa-efficient": {},
+    # Beyond the paper: pass rates are read instead of drawn, so predictions cost no tokens and can gate from early on.
+    "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "read": True, "gate_margin": 0.2}
+    | {"efficient_from": 10, "explore": 0.05},
 }
-WINDOW = 128  # the gate is judged on the explored ones of this many problems
+WINDOW = 512  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
 
@@ -60,7 +63,9 @@ EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyErr
 class RunOptions:
     """The run."""
 
-    algo: Annotated[Literal["grpo", "masa", "masa-efficient"], "preset of the options below"] = "masa-efficient"
+    algo: Annotated[Literal["grpo", "masa", "masa-efficient", "masa-read"], "preset of the options below"] = (
+        "masa-efficient"
+    )
     variant: Annotated[Literal["", "dapo", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
@@ -96,7 +101,7 @@ class Options(Parts):
             )
         if o.sampling.temperature == 0:
             raise OptionError("--temperature: found 0, expected above 0: greedy solutions are all the same")
-        needs = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
+        needs = {"gate": o.gate.gate != "off" and not o.gate.read, "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
         needing = [name for name, is_on in (needs | {"experts": o.imitation.experts}).items() if is_on]
         if needing and o.sampling.predictions == 0:
             raise OptionError(f"--predictions 0 leaves --{', --'.join(needing)} nothing to go by; see --algo grpo")
@@ -118,6 +123,8 @@ class Trainer:
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
             raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
+        if options.gate.read and not policy.counts:
+            raise OptionError("--read: this model's tokenizer begins several of the counts 0 to 8 with the same token")
         self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
@@ -134,6 +141,8 @@ class Trainer:
             self.announce("predicting")
             if o.sampling.predictions:
                 predict(self.policy, fresh, o.sampling, self.stream(step, f"predict {draw}"))
+            if o.gate.read:
+                self.read(fresh)
             # 2. Gate: skip what would teach nothing, and limit how long a solution may get.
             if acts:
                 self.gate(fresh)
@@ -152,8 +161,8 @@ class Trainer:
         # 7. Update the policy.
         self.announce("updating")
         figures = self.update(samples, step)
-        # 8. Imitate the experts.
-        figures |= self.imitate(solved, step)
+        # 8. Imitate the experts, and teach the pass rates that came true to a policy whose beliefs are read.
+        figures |= self.imitate(solved, step) | self.teach(solved, step)
         lost = self.counters["skipped_updates"] > lost_before
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return self.metrics(attempts, step) | figures, attempts
@@ -179,6 +188,11 @@ class Trainer:
         trusted = sum(would_skip) <= self.options.gate.gate_loss * len(would_skip)
         return step >= self.options.gate.efficient_from and (trusted or self.options.gate.gate == "off")
 
+    def read(self, attempts: Sequence[Attempt]) -> None:
+        """Read the beliefs about problems, and count what that costs: a forward pass over each prompt."""
+        tokens = read(self.policy, attempts, self.options.sampling)
+        self.counters.update(tokens_read=tokens, flops=2 * self.policy.model.num_parameters() * tokens)
+
     def gate(self, attempts: Sequence[Attempt]) -> None:
         """Set what is skipped, the limits and the hints, from the predictions (section 3.3)."""
         for attempt in attempts:
@@ -191,6 +205,8 @@ class Trainer:
 
     def would_skip(self, attempt: Attempt) -> bool:
         margin, easy = self.options.gate.gate_margin, self.options.gate.gate == "both"
+        if attempt.belief:
+            return masa.probability_alike(attempt.belief, easy) >= 1 - margin
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
@@ -214,7 +230,7 @@ class Trainer:
     def fits(self, problem: Problem, hint: tuple[str, ...] = ()) -> bool:
         """Check that the prompts of a problem are short enough: the solution's, and the prediction's if any is made."""
         messages = [masa.solution_prompt(problem.text, hint)]
-        if self.options.sampling.predictions:
+        if self.options.sampling.predictions or self.options.gate.read:
             messages.append(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
         return max(len(self.policy.encode(m)) for m in messages) <= self.options.sampling.max_prompt_tokens
 
@@ -251,20 +267,44 @@ class Trainer:
         o, loss = self.options, None
         # Adam's steps do not shrink with the gradient: at a constant rate, imitation would keep disturbing the weights.
         lr = o.imitation.expert_lr * max(0.0, 1 - step / o.run.steps)
-        for group in self.expert_optimizer.param_groups:
-            group["lr"] = lr
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
             messages = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
-            samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in messages]
-            with self.policy.autocast():
-                model, over_batches = self.policy.model, self.policy.over_batches
-                figures = grpo.imitate(model, self.expert_optimizer, samples, o.update, over_batches=over_batches)
-            self.count(samples, figures)
+            loss = self.supervise(
+                [Sample(self.policy.encode(m), self.policy.encode_response(a)) for m, a in messages], lr
+            )
             self.counters["experts_cloned"] += len(batch)
-            loss = figures["expert_loss"]
         return {"expert_loss": loss}
+
+    def teach(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
+        """Teach the counts that came true, one token for each problem just solved; return their cross-entropy.
+
+        It is a proper score: its mean is least if beliefs are the true frequencies of the counts.
+        """
+        o, loss = self.options, None
+        if o.gate.read and o.gate.read_lr and solved and self.policy.counts:
+            opening, tokens = self.policy.counts
+            prompts = [self.policy.encode(masa.meta_prompt(a.problem.text, o.sampling.max_new_tokens)) for a in solved]
+            true = [tokens[masa.pass_rate_count(a.pass_rate)] for a in solved]
+            samples = [Sample(prompt + opening, [token]) for prompt, token in zip(prompts, true, strict=True)]
+            loss = self.supervise(samples, o.gate.read_lr * max(0.1, 1 - step / o.run.steps))
+        return {"read_loss": loss}
+
+    def supervise(self, samples: list[Sample], lr: float) -> float:
+        """Make one supervised step on the samples; return the mean negative log-likelihood of their tokens before."""
+        for group in self.expert_optimizer.param_groups:
+            group["lr"] = lr
+        with self.policy.autocast():
+            figures = grpo.imitate(
+                self.policy.model,
+                self.expert_optimizer,
+                samples,
+                self.options.update,
+                over_batches=self.policy.over_batches,
+            )
+        self.count(samples, figures)
+        return figures["expert_loss"]
 
     # ---- figures
 
@@ -281,7 +321,7 @@ class Trainer:
     def metrics(self, attempts: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Count what the step cost, judge gate and cutoff on the explored problems, and return the step's figures."""
         self.counters.update(cost_of_rollouts(attempts, self.policy.model.num_parameters()))
-        for a in (a for a in attempts if a.explores and a.solutions and a.predictions):
+        for a in (a for a in attempts if a.explores and a.solutions and (a.predictions or a.belief)):
             lengths = [len(rollout.response_ids) for rollout in a.solutions]
             beyond = [right for length, right in zip(lengths, a.correct, strict=True) if length > self.limit(a)]
             self.explored.append((step, self.would_skip(a), a.zero_variance, len(beyond), sum(beyond)))
@@ -324,7 +364,10 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             if step:
                 figures, attempts = trainer.step(step)
             else:  # nothing is drawn or trained yet
-                figures, attempts = trainer.metrics([], 0) | trainer.update([], 0) | {"expert_loss": None}, []
+                figures, attempts = (
+                    trainer.metrics([], 0) | trainer.update([], 0) | trainer.imitate([], 0) | trainer.teach([], 0),
+                    [],
+                )
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
             evaluated: dict[str, Any] = not_evaluated
             if step % o.evaluation.eval_every == 0 or step == o.run.steps:

@@ -16,7 +16,7 @@ from rewards import COMPONENTS, mean_rewards
 from rollout import Attempt, generated_tokens
 
 # The cumulative figures in metrics.jsonl.
-COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained rollouts flops problems_seen
+COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained tokens_read rollouts flops problems_seen
 prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries verifier_timeouts""".split()
 # step, would be skipped, zero variance, solutions beyond the limit, correct ones among these
 Judgement = tuple[int, bool, bool, int, int]
@@ -90,6 +90,7 @@ def transcript(attempt: Attempt, step: int) -> dict[str, Any]:
         "level": attempt.problem.level,
         "gated": attempt.skipped,
         "exploring": attempt.explores,
+        "belief": [round(probability, 4) for probability in attempt.belief],
         "limit": attempt.limit,
         "hint": attempt.hint,
         "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],

@@ -10,15 +10,18 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, cycle
+from functools import cached_property
+from itertools import chain, cycle, takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.logging import disable_progress_bar
 
 import grpo
+import masa
 import rollout
 
 # The attention kernels that an update in bf16 may use. On the CPU the fused one goes backward eight times slower. On
@@ -82,6 +85,37 @@ class Policy:
     def encode_response(self, text: str) -> list[int]:
         """Return the token ids of a response as the policy would have written it, end token included."""
         return self.tokenizer.encode(text, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+
+    @cached_property
+    def counts(self) -> tuple[list[int], list[int]] | None:
+        """The tokens that open every prediction, up to its pass rate, and for each count 0..8 the token that is next.
+
+        None if the tokenizer begins several counts with the same token, so that one token does not tell them apart.
+        """
+        predictions = [masa.MetaPrediction(c / masa.PASS_RATE_SCALE, 1, ()) for c in range(masa.PASS_RATE_SCALE + 1)]
+        rows = [self.tokenizer.encode(masa.render_meta(p), add_special_tokens=False) for p in predictions]
+        opening = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
+        tokens = [row[len(opening)] for row in rows]
+        return (opening, tokens) if len(set(tokens)) == len(tokens) else None
+
+    @torch.no_grad()
+    def beliefs(self, prompts: Sequence[list[int]], at_once: int = 64) -> list[tuple[float, ...]]:
+        """Read what the policy would predict after each meta prompt: the probabilities of the counts 0..8.
+
+        One forward pass over the prompt and the opening of a prediction; nothing is drawn. The probabilities are among
+        the counts alone, so they add up to 1. Only for a policy that has `counts`.
+        """
+        assert self.counts
+        model, (opening, tokens) = self.sampling_model(), self.counts
+        head, beliefs = model.get_output_embeddings(), []
+        for start in range(0, len(prompts), at_once):
+            rows = [torch.tensor(prompt + opening) for prompt in prompts[start : start + at_once]]
+            # Padding stands on the right, where causal attention never looks.
+            ids = pad_sequence(rows, batch_first=True).to(model.device)  # (P, L)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]]  # (P, H)
+            beliefs += head(last)[:, tokens].float().softmax(-1).tolist()
+        return [tuple(belief) for belief in beliefs]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
