@@ -66,7 +66,7 @@ class RunOptions:
     algo: Annotated[Literal["grpo", "masa", "masa-efficient", "masa-read"], "preset of the options below"] = (
         "masa-efficient"
     )
-    variant: Annotated[Literal["", "dapo", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
+    variant: Annotated[Literal["", "dapo", "history", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
     seed: Annotated[int, "seed of problems and draws; the same seed gives the same run"] = 0

@@ -32,6 +32,7 @@ import masa
 from engine.run_folder import read_rows
 from masa import MetaPrediction
 
+READ_AT = 0.8  # problems whose solutions are believed all alike with this probability are skipped (--algo masa-read)
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
@@ -155,6 +156,7 @@ def awareness(
         "problems_predicted": int((~np.isnan(rates)).sum()),
         "pass@1": float((correct / drawn).mean()),
         "pass_rate": _pass_rate_figures(rates, correct, drawn),
+        "belief": _belief_figures(problems, correct, drawn, gate == "both"),
         "length": _length_figures(problems, predictions),
         # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
         "rewards": {n: fmean(row[n] for row in rewards if n in row) for n in dict.fromkeys(chain(*rewards))},
@@ -172,11 +174,26 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
         return {}
     return {
         "correlation": correlation(p, c / n),
+        "correlation_among_solvable": correlation(p[c > 0], (c / n)[c > 0]),
         "mean_error": float(np.abs(p - c / n).mean()),
         "calibration_error": calibration_error(p, c, n),
         "Brier_score": brier_score(p, c, n),
         "Brier_score_of_a_constant": brier_score(c.sum() / n.sum(), c, n),  # the mean, for every problem
         "spread": float(p.std()),  # 0: the same prediction for every problem
+    }
+
+
+def _belief_figures(problems: Sequence[dict], correct: NDArray, drawn: NDArray, both: bool) -> dict[str, Any]:
+    """Compare what was read, the probabilities of the counts 0..8, with what happened; nothing where none was read."""
+    if not all(problem.get("belief") for problem in problems):
+        return {}
+    beliefs = [problem["belief"] for problem in problems]
+    skip = np.array([masa.probability_alike(belief, both) for belief in beliefs]) >= READ_AT
+    hopeless, alike = correct == 0, (correct == 0) | (both & (correct == drawn))
+    return _pass_rate_figures(np.array([masa.expected_pass_rate(belief) for belief in beliefs]), correct, drawn) | {
+        "share_skipped": float(skip.mean()),
+        "gate_precision": float(alike[skip].mean()) if skip.any() else None,
+        "recall_of_the_hopeless": float(skip[hopeless].mean()) if hopeless.any() else None,
     }
 
 

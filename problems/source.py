@@ -6,13 +6,17 @@
 
 A source keeps no position: problem i of a stream depends only on the seed and on i, so a resumed run continues exactly
 where it stopped. The *text* of a problem decides whether it is held out, so no seed leaks an evaluation problem into
-training. Run `python -m problems.source` to see problems of every generator.
+training. Run `python -m problems.source` to see problems of every generator, and `python -m problems.source arithmetic
+600 > problems.jsonl` to write a finite set of them.
 
 Left out: mixtures of sources, data that do not fit into memory, and the request to box the answer (see masa.py).
 """
 
+import dataclasses
 import importlib
+import json
 import random
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,6 +184,12 @@ def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
 
 
 def main() -> None:
+    if sys.argv[1:]:
+        name, count = sys.argv[1], int(sys.argv[2])
+        for problem in load_problems(name).train(seed=0, start=0, count=count):
+            row = dataclasses.asdict(problem)
+            print(json.dumps({"problem": row.pop("text"), **row}))
+        return
     for name in GENERATORS:
         print(name)
         for problem in load_problems(name).train(seed=0, start=0, count=6):

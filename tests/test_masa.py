@@ -38,9 +38,11 @@ def test_key_order_and_spacing_do_not_matter(order, indent, separators):
     assert parse_meta(json.dumps({key: GOOD[key] for key in order}, indent=indent, separators=separators)) == PARSED
 
 
-def test_a_pass_rate_is_rounded_to_the_nearest_eighth():
+def test_a_pass_rate_is_rounded_inward_to_an_eighth():
     assert parse_meta(render_meta(MetaPrediction(0.30, 5, ()))) == MetaPrediction(0.25, 5, ())
     assert parse_meta(render_meta(MetaPrediction(0.32, 5, ()))) == MetaPrediction(0.375, 5, ())
+    assert parse_meta(render_meta(MetaPrediction(15 / 16, 5, ()))) == MetaPrediction(7 / 8, 5, ())
+    assert parse_meta(render_meta(MetaPrediction(1 / 16, 5, ()))) == MetaPrediction(1 / 8, 5, ())
 
 
 BAD = {

@@ -206,6 +206,7 @@ def test_a_gate_that_would_skip_problems_that_teach_does_not_act(monkeypatch):
 
 def test_a_gate_that_fails_while_it_acts_is_noticed(monkeypatch):
     """Few problems explore while it acts: the many that explored before must not vouch for it."""
+    monkeypatch.setattr("train.WINDOW", 128)
     trainer = small_trainer(problems=8, efficient_from=17, explore=0.1, max_new_tokens=8)
     rewards = itertools.cycle((1.0, 0.0))
     monkeypatch.setattr("rollout.solution_reward", lambda *_: next(rewards))
@@ -284,6 +285,7 @@ def test_the_learning_rates_warm_up_and_fade():
     rates = {}
     for step in (0, 1, 2, 4, 25, 100, 150):
         trainer.update([], step)
+        trainer.experts = [("9+8-4", "a prediction")] * train.EXPERT_BATCH
         trainer.imitate([], step)
         rates[step] = [o.param_groups[0]["lr"] for o in (trainer.optimizer, trainer.expert_optimizer)]
     assert [rates[step][0] for step in (1, 2, 4, 25)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])

@@ -2,13 +2,14 @@
 
 from typing import get_args, get_type_hints
 
+import pytest
 from test_train import predict_always, small_trainer
 
 import masa
 import variants
 from masa import MetaPrediction
 from train import RunOptions, Trainer
-from variants import dapo, oracle, refill
+from variants import dapo, history, oracle, refill
 
 GRPO = {"algo": "grpo", "predictions": 0}
 
@@ -80,3 +81,22 @@ def test_what_the_oracle_draws_does_not_count(monkeypatch):
     assert all(attempt.solutions == [] for attempt in attempts)  # its own are kept apart
     assert trainer.counters["tokens_solution"] == trainer.counters["rollouts"] == 0
     assert trainer.counters["training_ms"] < 0  # taken off the time that the whole step will add
+
+
+def test_history_is_bayes_rule_over_nine_rates():
+    # After 4 wrong of 4 under even weights: sum of (1 - c/8)^8 over sum of (1 - c/8)^4, and the all-right part
+    even, rates = [1.0] * 9, [c / 8 for c in range(9)]
+    by_hand = sum((1 - p) ** 4 * (p**4 + (1 - p) ** 4) for p in rates) / sum((1 - p) ** 4 for p in rates)
+    assert history.probability_alike(even, 0, 4, 4) == pytest.approx(by_hand)
+    assert by_hand < history.LEAST < history.probability_alike(even, 0, 8, 4)
+    sure = [0.9] + [0.0125] * 8  # a belief of "nobody right" needs only one look
+    assert history.probability_alike(sure, 0, 4, 4) > history.LEAST > history.probability_alike(sure, 1, 3, 4)
+
+
+def test_history_skips_a_problem_that_was_always_wrong(monkeypatch):
+    monkeypatch.setattr("rollout.solution_reward", lambda *_: 0.0)
+    trainer = small_trainer(history.History, **GRPO, variant="history")
+    same = trainer.source.train(0, 0, 4)
+    monkeypatch.setattr(trainer.source, "problem", lambda seed, index: same[index % 4])
+    gated = [trainer.step(step)[0]["gated_frac"] for step in (1, 2, 3)]
+    assert gated == [0, 0, 1]

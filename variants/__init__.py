@@ -4,6 +4,7 @@ Each is a small subclass of `train.Trainer` that overrides one of its two seams,
 `wanted` (when there are enough). `python train.py --variant NAME` trains with it, `ablate.py` compares them.
 
     dapo.py      dynamic sampling: draw on until P problems have solutions that differ in outcome
+    history.py   skip by what became of the same problem before
     oracle.py    the oracle gate: the most that any gate could save
     refill.py    fresh problems take the place of those that the gate skips
 """
@@ -12,6 +13,7 @@ import importlib
 
 VARIANTS = {
     "dapo": "variants.dapo:Dapo",
+    "history": "variants.history:History",
     "oracle-gate": "variants.oracle:OracleGate",
     "refill": "variants.refill:Refill",
 }

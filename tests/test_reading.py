@@ -1,0 +1,148 @@
+"""Beliefs: what is read in one forward pass is what sampling would show; it can be taught, and the gate acts on it."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masa
+import train
+from engine.command_line import OptionError
+from masa import pass_rate_count
+from models.loading import load
+from models.policy import Policy
+from problems.source import Problem
+from rollout import Attempt, Rollout, SamplingOptions, predict, read
+from train import Options, make_trainer
+
+SMALL = {"problems": 4, "samples": 4, "eval_problems": 2, "efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Policy:
+    return load("tiny", device="cpu", dtype="float32")
+
+
+def reader(**options):
+    return make_trainer(Options.of({"algo": "masa-read", "dtype": "float32"} | SMALL | options))
+
+
+def test_beliefs_are_those_of_a_plain_forward_pass_whatever_is_beside_them(embedded):
+    prompts = [embedded.encode(masa.meta_prompt(text, 96)) for text in ("9+8-4", "5*3+27-8+9", "1+1")]
+    opening, tokens = embedded.counts
+    assert embedded.decode(opening + tokens[:1]) == '{"pass_rate": 0'
+    with torch.no_grad():
+        logits = [embedded.model(torch.tensor([prompt + opening])).logits[0, -1, tokens] for prompt in prompts]
+    expected = torch.stack(logits).softmax(-1)
+    for at_once in (1, 64):
+        torch.testing.assert_close(torch.tensor(embedded.beliefs(prompts, at_once)), expected)
+
+
+def test_drawn_predictions_follow_the_belief(embedded):
+    attempt = Attempt(Problem("9+8-4", "13"))
+    sampling = SamplingOptions(predictions=2000)
+    tokens = read(embedded, [attempt], sampling)
+    predict(embedded, [attempt], sampling, torch.Generator().manual_seed(0))
+    drawn = Counter(pass_rate_count(said.pass_rate) for said in attempt.predictions if said)
+    assert tokens == len(attempt.meta_rollouts[0].prompt_ids) + len(embedded.counts[0])
+    for count, probability in enumerate(attempt.belief):
+        assert drawn[count] / drawn.total() == pytest.approx(probability, abs=0.045)  # four standard errors of 1/2
+
+
+@pytest.mark.parametrize(
+    ("encode", "counts"),
+    [
+        (lambda text: [ord(c) for c in text], ([ord(c) for c in '{"pass_rate": '], [ord(c) for c in "012345678"])),
+        (lambda text: [7, *(ord(c) for c in text.split(": ", 1)[1])], ([7], [ord(c) for c in "012345678"])),
+        (lambda text: [7, 1 if text[14] in "01" else 2, ord(text[14])], None),  # 0 and 1 begin alike, and the others
+    ],
+)
+def test_any_tokenizer_is_read_or_refused(encode, counts):
+    tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: encode(text))
+    assert Policy(None, tokenizer, frozenset()).counts == counts
+
+
+def test_a_policy_that_cannot_be_read_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setattr(Policy, "counts", None)
+    with pytest.raises(OptionError, match="--read: this model's tokenizer"):
+        reader()
+
+
+def test_a_belief_worked_out_by_hand():
+    belief = [0.5, 0, 0.25, 0, 0, 0, 0, 0, 0.25]
+    assert masa.expected_pass_rate(belief) == 0.25 * 2 / 8 + 0.25
+    assert (masa.probability_alike(belief), masa.probability_alike(belief, easy=False)) == (0.75, 0.5)
+
+
+@given(st.integers(1, 64).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_only_all_right_is_8_and_only_none_right_is_0(drawn):
+    right, n = drawn
+    count = pass_rate_count(right / n)
+    assert (count == 0) == (right == 0) and (count == 8) == (right == n)
+    assert abs(count - 8 * right / n) <= (0.5 if 0.5 <= 8 * right / n <= 7.5 else 1)
+
+
+def solved(text: str, right: int) -> Attempt:
+    return Attempt(
+        Problem(text, "0"),
+        solutions=[Rollout([1], [2], [0.0], "stop")] * 4,
+        correct=[True] * right + [False] * (4 - right),
+    )
+
+
+def test_teaching_moves_beliefs_to_what_happened():
+    trainer = reader(read_lr=1e-3, steps=1000)
+    attempts = [solved("9+8-4", 0), solved("1+1", 4), solved("7-2+1", 2)]
+    losses = [trainer.teach(attempts, step=1)["read_loss"] for _ in range(40)]
+    trainer.read(attempts)
+    assert losses[-1] < 0.2 * losses[0]
+    assert [max(range(9), key=a.belief.__getitem__) for a in attempts] == [0, 8, 4]
+
+
+def test_teaching_follows_the_gradient_of_the_cross_entropy():
+    """One step of teaching at a rate of almost 0 reports -log p of the counts that came true, over the vocabulary."""
+    trainer = reader(read_lr=1e-30)
+    attempts = [solved("9+8-4", 0), solved("7-2+1", 2)]
+    opening, tokens = trainer.policy.counts
+    expected = []
+    for attempt, count in zip(attempts, (0, 4), strict=True):
+        ids = trainer.policy.encode(masa.meta_prompt(attempt.problem.text, 96)) + opening
+        with torch.no_grad():
+            expected.append(
+                -trainer.policy.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[tokens[count]].item()
+            )
+    assert trainer.teach(attempts, step=1)["read_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("gate", "skipped"), [("hopeless", [True, False, False]), ("both", [True, True, False])])
+def test_the_gate_acts_on_the_probability_that_all_are_alike(gate, skipped):
+    trainer = reader(gate=gate)
+    beliefs = [(0.8, *[0.025] * 8), (0.5, *[0.0] * 7, 0.5), (0.79, *[0.03] * 7, 0.0)]
+    attempts = [Attempt(Problem(str(n), "0"), belief=belief) for n, belief in enumerate(beliefs)]
+    trainer.gate(attempts)
+    assert [attempt.skipped for attempt in attempts] == skipped
+
+
+def test_reading_costs_a_forward_pass_and_no_generated_token(monkeypatch):
+    trainer = reader()
+    monkeypatch.setattr(Policy, "beliefs", lambda self, prompts: [(1.0, *[0.0] * 8)] * len(prompts))
+    figures, attempts = trainer.step(1)
+    prompts = [trainer.policy.encode(masa.meta_prompt(a.problem.text, 96)) for a in attempts]
+    tokens = sum(len(prompt) + len(trainer.policy.counts[0]) for prompt in prompts)
+    assert figures["gated_frac"] == 1 and figures["read_loss"] is None
+    assert trainer.counters["tokens_read"] == tokens and trainer.counters["tokens_solution"] == 0
+    assert trainer.counters["flops"] == 2 * tokens * trainer.policy.model.num_parameters()
+
+
+def test_the_gate_of_beliefs_is_judged_on_explored_problems(monkeypatch):
+    trainer = reader(explore=1.0)
+    monkeypatch.setattr(Policy, "beliefs", lambda self, prompts: [(1.0, *[0.0] * 8)] * len(prompts))
+    monkeypatch.setattr("rollout.solution_reward", lambda *_: 0.0)
+    assert trainer.step(1)[0]["gate_precision"] == 1.0
+    assert [judged[:3] for judged in trainer.explored] == [(1, True, True)] * 4
+    assert 10 / train.ALGORITHMS["masa-read"]["explore"] <= train.WINDOW, (
+        "at least ten explored problems judge the gate"
+    )
