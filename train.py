@@ -205,7 +205,7 @@ class Trainer:
 
     def would_skip(self, attempt: Attempt) -> bool:
         margin, easy = self.options.gate.gate_margin, self.options.gate.gate == "both"
-        if attempt.belief:
+        if self.options.gate.read:
             return masa.probability_alike(attempt.belief, easy) >= 1 - margin
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 

@@ -23,7 +23,7 @@ import rewards
 import train
 import variants
 from engine import parallel
-from rollout import Attempt, expert_answers
+from rollout import Attempt, expert_answers, read
 
 WIDTH, LONGEST_LINE = 100, 1000  # columns of a terminal; characters that are shown of a line before it is wrapped
 SHOWN_PROBLEMS, SHOWN_SOLUTIONS, SHOWN_TOKENS = 3, 8, 8
@@ -60,8 +60,15 @@ class Story:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.options, self.policy = trainer, trainer.options, trainer.policy
         self.real_update, trainer.update = trainer.update, self.watched_update
+        self.real_choose, trainer.choose = trainer.choose, self.watched_choose
         trainer.announce = lambda phase: print(f"{phase} ...", file=sys.stderr)
         self.figures, self.attempts = trainer.step(1)
+
+    def watched_choose(self, attempts: list[Attempt], step: int, draw: int) -> None:
+        """Read beliefs before anything is learned, to show them beside what was predicted."""
+        if self.policy.counts:
+            read(self.policy, attempts, self.options.sampling)
+        self.real_choose(attempts, step, draw)
 
     def watched_update(self, samples: list[grpo.Sample], step: int) -> dict[str, Any]:
         """Make the trainer's update; keep its samples, each with its log-probs "before" and "after"."""
@@ -109,11 +116,17 @@ class Story:
         for j, (rollout, said) in enumerate(zip(attempt.meta_rollouts, attempt.predictions, strict=True), 1):
             raw = f"cannot be read, earns nothing: {self.policy.decode(rollout.response_ids)}"
             yield f"{j}: {masa.render_meta(said) if said else raw}"
+        if attempt.belief:
+            told = " ".join(f"{probability:.2f}" for probability in attempt.belief)
+            yield f"believed: {told}; expected pass rate {masa.expected_pass_rate(attempt.belief):.3f}"
 
     def gate(self, attempt: Attempt) -> Iterator[str]:
         limit = attempt.limit or self.options.sampling.max_new_tokens
         by_option = attempt.skipped != self.trainer.would_skip(attempt)
         verdict = "SKIPPED" if attempt.skipped else f"solved, in up to {limit} tokens"
+        if self.options.gate.read:
+            easy = self.options.gate.gate == "both"
+            verdict += f"; believed to be all alike with probability {masa.probability_alike(attempt.belief, easy):.2f}"
         yield verdict + (" (by --gate off, --explore, --efficient-from or --variant)" if by_option else "")
         if masa.predicted_pass_rate(attempt.predictions) is not None:
             rates = [said.pass_rate for said in attempt.predictions if said]
