@@ -171,6 +171,7 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
     if not known.any():
         return {}
     return {
+        "mean_predicted": float(p.mean()),
         "correlation": correlation(p, c / n),
         "mean_error": float(np.abs(p - c / n).mean()),
         "calibration_error": calibration_error(p, c, n),
