@@ -89,15 +89,6 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int
     return float(low), float(high)
 
 
-def deviation_over_samplings(correct: Sequence[Sequence[bool]]) -> float | None:
-    """Return the standard deviation, with Bessel's correction, of the accuracy on the whole set, one for each sampling.
-
-    correct: (problems, samples). Sampling j answers every problem by its solution j. None with a single sampling.
-    """
-    accuracies = np.mean(correct, axis=0)  # (samples,)
-    return float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
-
-
 def attempt_all(
     policy: Policy,
     problems: Sequence[source.Problem],
@@ -135,12 +126,13 @@ def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
     parsed = [prediction is not None for a in attempts for prediction in a.predictions]
     levels = sorted({a.problem.level for a in attempts})
     ks = [2**j for j in range(samples.bit_length())]
+    accuracies = np.mean([a.correct for a in attempts], axis=0)  # of the whole set, by the solutions j of all problems
     return {
         "problems": len(attempts),
         "samples": samples,
         "pass1": float(np.mean(rates)),
         "pass1_interval": bootstrap_interval(rates),
-        "pass1_deviation": deviation_over_samplings([a.correct for a in attempts]),
+        "pass1_deviation": float(np.std(accuracies, ddof=1)) if samples > 1 else None,
         "pass_at_k": {str(k): float(np.mean([pass_at_k(samples, sum(a.correct), k) for a in attempts])) for k in ks},
         "pass1_by_level": {
             str(level): float(np.mean([a.pass_rate for a in attempts if a.problem.level == level])) for level in levels
