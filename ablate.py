@@ -34,6 +34,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masa-no-length": {"algo": "masa", "meta_rewards": "difficulty,notion"},
     "masa-no-difficulty": {"algo": "masa", "meta_rewards": "length,notion"},
     "masa-no-notion": {"algo": "masa", "meta_rewards": "length,difficulty"},
+    "masa-only-length": {"algo": "masa", "meta_rewards": "length"},
+    "masa-only-difficulty": {"algo": "masa", "meta_rewards": "difficulty"},
+    "masa-only-notion": {"algo": "masa", "meta_rewards": "notion"},
+    "masa-dapo": {"algo": "masa", "variant": "dapo"},
     "masa-efficient": {"algo": "masa-efficient"},
     "efficient-no-gate": {"algo": "masa-efficient", "gate": "off"},
     "efficient-gate-easy": {"algo": "masa-efficient", "gate": "both", "gate_loss": 1.0},  # skips what is all right, too

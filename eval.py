@@ -1,13 +1,15 @@
 """Evaluation: how often is the policy right, and how well do its predictions fit what it does?
 
-    pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems; greedy as well
+    pass@1     mean share of correct solutions, with its deviation over samplings (of the whole set, one solution a
+               problem) and a bootstrap confidence interval over problems; greedy as well
     pass@k     the unbiased estimate of the chance that at least one of k solutions is correct
     vote@k     how often the most frequent of k answers is correct (`problems/kinds.py`)
     rewards    the three alignment rewards of predictions
 
 `python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source and prints tables. With
 --out it writes eval.json (all figures) and evaluations.jsonl (problem by problem), which `python -m lab.awareness` and
-`python -m lab.spend` read. Left out: sets whose answers are programs, which would have to be run.
+`python -m lab.spend` read. --as-published draws as the paper's evaluation does. Left out: sets whose answers are
+programs, which would have to be run.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, 
 # The figures that training writes to metrics.jsonl as eval_NAME.
 IN_METRICS = "pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac".split()
 IN_METRICS += [f"reward_{name}" for name in COMPONENTS]
+PUBLISHED = {"temperature": 0.6, "samples": 32, "max_new_tokens": 16384}  # the paper's evaluation; its top-p is 1
 PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
 
 
@@ -59,6 +62,7 @@ class TestOptions:
     levels: Annotated[str, "keep only problems of these levels, such as 1,2,3; empty for all"] = ""
     problems: Annotated[int, "how many held-out problems", {"least": 1}] = 128
     whole: Annotated[bool, "use all problems of a file, for files that were not trained on"] = False
+    as_published: Annotated[bool, "as the paper: temperature 0.6, 32 samples, 16k tokens, whole sets"] = False
     hints: Annotated[bool, "solve once more with the predicted notions as hints"] = False
     greedy: Annotated[bool, "solve once more greedily"] = True
     top_p: Annotated[float, "nucleus sampling; 1 draws from all tokens", {"above": 0, "most": 1}] = 1.0
@@ -124,11 +128,13 @@ def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
     parsed = [prediction is not None for a in attempts for prediction in a.predictions]
     levels = sorted({a.problem.level for a in attempts})
     ks = [2**j for j in range(samples.bit_length())]
+    accuracies = np.mean([a.correct for a in attempts], axis=0)  # of the whole set, by the solutions j of all problems
     return {
         "problems": len(attempts),
         "samples": samples,
         "pass1": float(np.mean(rates)),
         "pass1_interval": bootstrap_interval(rates),
+        "pass1_deviation": float(np.std(accuracies, ddof=1)) if samples > 1 else None,
         "pass_at_k": {str(k): float(np.mean([pass_at_k(samples, sum(a.correct), k) for a in attempts])) for k in ks},
         "pass1_by_level": {
             str(level): float(np.mean([a.pass_rate for a in attempts if a.problem.level == level])) for level in levels
@@ -147,7 +153,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict]]:
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
-    result, rows = summarize(attempts), [transcript(attempt, 0) for attempt in attempts]
+    drawing = {name: getattr(sampling, name) for name in (*PUBLISHED, "top_p")}
+    result, rows = drawing | summarize(attempts), [transcript(attempt, 0) for attempt in attempts]
     for row, a in zip(rows, attempts, strict=True):  # a number for each solution, equal for equal answers
         row["votes"] = answer_groups([extract_answer(text) for text in a.responses], a.problem.kind)
     result["vote_at_k"] = {k: vote_at_k(rows, int(k)) for k in result["pass_at_k"]}
@@ -179,7 +186,15 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
-    return found.heldout(None if options.whole and not is_endless else options.problems, whole=is_set or options.whole)
+    whole = options.whole or (is_set and options.as_published)
+    return found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole)
+
+
+def published_length(policy: Policy, problems: Sequence[source.Problem]) -> int:
+    """Return the paper's longest solution, in tokens, or what the model's context leaves after the longest prompt."""
+    context = policy.model.config.get_text_config().max_position_embeddings
+    longest = max(len(policy.encode(masa.solution_prompt(problem.text))) for problem in problems)
+    return min(int(PUBLISHED["max_new_tokens"]), context - longest)
 
 
 def main() -> None:
@@ -189,10 +204,12 @@ def main() -> None:
         options = make(TestOptions, given)
         sources = {name: held_out_problems(name, options) for name in given["data"]}
         for model in given["model"]:
-            values = defaults_for(model, [SamplingOptions]) | given
+            values = defaults_for(model, [SamplingOptions]) | (PUBLISHED if options.as_published else {}) | given
             sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
             policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
+                if options.as_published and "max_new_tokens" not in given:
+                    sampling.max_new_tokens = published_length(policy, problems)
                 result, rows = evaluate(policy, problems, sampling, options)
                 results.append({"model": model, "data": name} | result)
                 shown.append({"model": model, "data": name, "problems": rows})

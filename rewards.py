@@ -26,7 +26,7 @@ from problems.verify import extract_answer
 def solution_reward(response: str, truth: str, kind: str = "free") -> float:
     """Return 1.0 if the boxed answer of `response` equals `truth`, else 0.0; no box, no reward.
 
-    kind: of answer, "free", "choice" or "truth" (see `same_answer`).
+    kind: of answer (see `same_answer`).
     """
     answer = extract_answer(response)
     return float(answer is not None and same_answer(answer, truth, kind))

@@ -109,8 +109,10 @@ def eval_table(result: dict[str, Any]) -> str:
     low, high = result["pass1_interval"]
     rewards = {name: result[f"reward_{name}"] for name in COMPONENTS}
     lines = [
-        f"{result['problems']} problems x {result['samples']} solutions",
-        f"pass@1            {result['pass1']:.3f}   95% interval {low:.3f} to {high:.3f}",
+        f"{result['problems']} problems x {result['samples']} solutions of at most {result['max_new_tokens']} tokens, "
+        f"temperature {result['temperature']}, top-p {result['top_p']}",
+        f"pass@1            {result['pass1']:.3f} ± {_shown(result['pass1_deviation'])} over samplings   "
+        f"95% interval over problems {low:.3f} to {high:.3f}",
         f"greedy            {_shown(result.get('greedy'))}",
         f"with hints        {_shown(result.get('pass1_with_hints'))}",
         f"pass@k            {_listed(result['pass_at_k'], 'k=')}",

@@ -173,6 +173,7 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
     if not known.any():
         return {}
     return {
+        "mean_predicted": float(p.mean()),
         "correlation": correlation(p, c / n),
         "correlation_among_solvable": correlation(p[c > 0], (c / n)[c > 0]),
         "mean_error": float(np.abs(p - c / n).mean()),

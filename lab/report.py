@@ -5,7 +5,7 @@
     python -m lab.report runs/main --pictures pictures              # also the README's pictures, as SVG files
 
 It shows the tables of lab/compare.py, learning curves against steps and tokens, predicted against actual pass rates
-before and after training, the gate beside an oracle, where the tokens went, and real transcripts, the worst
+while training, before and after, the gate beside an oracle, where the tokens went, and real transcripts, the worst
 mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is lab/report.html, a template
 of Jinja, which escapes whatever a model wrote.
 """
@@ -38,7 +38,7 @@ except ImportError:
 
 from engine.run_folder import RunError
 from lab import compare
-from lab.awareness import cells, read_predictions, reliability
+from lab.awareness import cells, correlation, read_predictions, reliability
 from lab.compare import Run
 from masa import predicted_pass_rate
 
@@ -122,6 +122,26 @@ def accuracy_chart(variants: Variants) -> Markup:
     return svg(learning_curves(variants, "pass@1", charts), " and ".join(charts))
 
 
+def rate_curves(variants: Variants) -> Figure:
+    """Draw mean predicted and actual pass rates at each evaluation, over all seeds, and how the two correlate."""
+    figure, [means, correlations] = panels(2, "training step", "")
+    means.set(title="mean predicted pass rate (actual: dotted)")
+    correlations.set(title="correlation of the two")
+    for name, runs in variants.items():
+        points: dict[int, list[tuple]] = {}
+        for row in (row for run in runs for row in run.evaluations):
+            points.setdefault(row["step"], []).extend(predicted_and_actual(row["problems"]))
+        rates = {step: np.array(pairs).T[:2] for step, pairs in points.items() if pairs}  # (2, problems) at each step
+        for ax, style, figures in (
+            (means, ".-", [predicted.mean() for predicted, _ in rates.values()]),
+            (means, ":", [actual.mean() for _, actual in rates.values()]),
+            (correlations, ".-", [correlation(*both) for both in rates.values()]),
+        ):
+            ax.plot([*rates], np.array(figures, float), style, color=colour_of(name, variants), label=name)
+    figure.legend(*correlations.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
 def awareness_chart(name: str, variants: Variants) -> Markup:
     """Draw predicted against actual pass rates at the first and last evaluation of a variant, all seeds together."""
     runs, colour = variants[name], colour_of(name, variants)
@@ -201,6 +221,7 @@ def page(runs: Sequence[Run]) -> str:
         notes=notes,
         accuracy=accuracy_chart(variants),
         rewards=rewards and svg(learning_curves(variants, "mean reward", rewards), "rewards of predictions"),
+        rates=known and svg(rate_curves(variants), "predicted and actual pass rates while training"),
         awareness={name: (awareness_chart(name, variants), gate_chart(name, variants, known[name])) for name in known},
         tokens=tokens_chart(variants),
         transcripts={f"{run.variant}, seed {run.seed}": shown for run in first if (shown := transcripts(run))},

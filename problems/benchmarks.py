@@ -1,20 +1,23 @@
-"""Load the evaluation sets of the paper, each from its place on the Hugging Face hub.
+"""Load the evaluation sets of the paper, each from its place on the Hugging Face hub or its authors' repository.
 
     python -m problems.benchmarks                         # the table of sets
     python -m problems.benchmarks MATH500 > math.jsonl    # a set as a file of problems; needs a network
     python eval.py --data math.jsonl --whole              # that file, on a machine without a network
 
-The sets stand in benchmarks.json. An entry holds the place on the hub (owner/name[/config]:split); a template of the
-question, with columns in braces; the column of the answer and the kind of answer (see kinds.py); the column that lists
-the options, or a column for each; their labels, if these are not letters; and what to know before using the set.
+The sets stand in benchmarks.json. An entry holds the place on the hub (owner/name[/config]:split), or the address of a
+file; a template of the question, with columns in braces; the column of the answer and the kind of answer (see
+kinds.py); the column that lists the options, or a column for each; their labels, if these are not letters; and what to
+know before using the set.
 
-Left out: sets whose answers are programs (MBPP, HumanEval, LiveCodeBench), because running code that a model wrote
-needs a sandbox; problems with pictures; and few-shot prompts.
+Left out: sets whose answers are programs (MBPP, HumanEval and its EvalPlus, LiveCodeBench), because running code that a
+model wrote needs a sandbox; problems with pictures; and few-shot prompts. In CRUX-O the code is given and its output
+is asked for, so nothing is run.
 """
 
 import dataclasses
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,11 @@ def read_row(row: dict[str, Any], entry: dict[str, Any]) -> Problem:
     if kind == "free":
         text = ", ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
         return Problem(question, extract_answer(text) or text.strip("$"), files.level_in(row))
-    if "options" not in entry:  # the question holds them, or the answer is a truth value: "(A)" or "Uncertain"
-        return Problem(question, answer.strip("()") if kind == "choice" else answer.lower(), kind=kind)
+    if "options" not in entry:  # a literal, or a truth value such as "Uncertain"
+        return Problem(question, answer if kind == "literal" else answer.lower(), kind=kind)
     options, right = options_in(row, entry)
-    if kind == "truth":  # such as "A) True"
-        return Problem(question, options[right].rpartition(")")[2].strip().lower(), kind=kind)
+    if kind == "truth":
+        return Problem(question, options[right].lower(), kind=kind)
     listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Problem(f"{question}\n{listed}\nAnswer with the letter of the right option.", LETTERS[right], kind=kind)
 
@@ -52,7 +55,8 @@ def options_in(row: dict[str, Any], entry: dict[str, Any]) -> tuple[list[str], i
         return options, options.index(answer.strip())
     if isinstance(options, dict):  # ARC labels its options, by letters or by numbers
         return options["text"], options["label"].index(answer)
-    return options, entry.get("labels", LETTERS).index(str(answer))
+    # Logic-LM writes the letter into the option: "A) True"
+    return [re.sub(r"^[A-H]\) ", "", option) for option in options], entry.get("labels", LETTERS).index(str(answer))
 
 
 def load(name: str) -> list[Problem]:
@@ -78,7 +82,7 @@ def load(name: str) -> list[Problem]:
 def main() -> None:
     if not sys.argv[1:]:
         for name, entry in BENCHMARKS.items():
-            print(f"{name:<17}{entry['hub']:<55}{entry.get('note', '')}")
+            print(f"{name:<17}{entry['hub']:<42} {entry.get('note', '')}")
     try:
         for problem in (problem for name in sys.argv[1:] for problem in load(name)):
             row = dataclasses.asdict(problem)

@@ -58,13 +58,15 @@ def read_problem(record: Any, place: str) -> Problem:
         text = said[-1] if said else ""
     text = text.strip() if isinstance(text, str) else ""
     nested = record.get("reward_model")  # where the data sets of verl and DAPO keep the answer
+    kind = record["kind"] if record.get("kind") in ("choice", "truth", "literal") else "free"
     answer = answer_in({**nested, **record} if isinstance(nested, dict) else record)
+    if kind == "literal":  # a string in it may hold anything
+        answer = str(record.get("answer", ""))
     given = [str(record[key] or "").strip() for key in ANSWER_KEYS if key in record]
     is_blank = any(value.casefold() in NO_ANSWERS or r"\boxed{}" in value for value in given)
     if not (text and (answer or is_blank)):
         what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
         raise ProblemError(f"{place}: found the keys {list(record)}, expected {what} under {', '.join(keys)}")
-    kind = record["kind"] if record.get("kind") in ("choice", "truth") else "free"
     return Problem(text, answer, level_in(record), kind)
 
 
@@ -90,13 +92,16 @@ def read_json(name: str) -> Records:
 
 
 def read_rows(name: str) -> Records:
-    """Yield the rows of FILE.parquet, or of owner/name[/config][:split] on the hub; the default split is "train"."""
+    """Yield the rows of FILE.parquet, of a .json file at an address, or of owner/name[/config][:split] on the hub.
+
+    The default split is "train".
+    """
     offline = "Without a network, fetch the data elsewhere and give it as a local .jsonl file."
     try:
         import datasets
 
-        if name.endswith(".parquet"):
-            rows = datasets.load_dataset("parquet", data_files=name, split="train")
+        if name.endswith((".parquet", ".json")):
+            rows = datasets.load_dataset(Path(name).suffix[1:], data_files=name, split="train")
         else:
             path, _, split = name.partition(":")
             rows = datasets.load_dataset(*re.findall("[^/]+/[^/]+|[^/]+", path), split=split or "train")

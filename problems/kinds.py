@@ -1,5 +1,6 @@
-"""Kinds of answers (free, the letter of a choice, or a truth value), and majority votes among answers."""
+"""Kinds of answers (free, the letter of a choice, a truth value, a Python literal), and majority votes among them."""
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import numpy as np
 
 from problems.verify import answers_match
 
+MAX_LITERAL = 1000  # characters; Python's parser is known to survive anything so short
 VOTE_PICKS = 32  # random choices of k solutions, over which majority votes are averaged
 # What a model may write for each truth value, in lower case.
 VERDICTS = {
@@ -21,12 +23,16 @@ def same_answer(answer: str, truth: str, kind: str = "free") -> bool:
     """Compare two answers as their kind asks for.
 
     "free": mathematically the same.  "choice": the same letter A to H, whatever is written after it ("(B) Paris" is B).
-    "truth": the same truth value, in any of the words of VERDICTS.
+    "truth": the same truth value, in any of the words of VERDICTS.  "literal": equal as Python compares values, so that
+    [1,"a"] is [1, 'a'] and a word without quotes is no string.
     """
     if kind == "choice" and (letter := _letter(truth)):
         return _letter(answer) == letter
     if kind == "truth" and (verdict := _verdict(truth)):
         return _verdict(answer) == verdict
+    if kind == "literal" and (value := _literal(truth)):
+        without_latex = re.sub(r"\\([{}_#$%&])", r"\1", answer)  # \{1: 2\} is {1: 2}
+        return value in (_literal(answer), _literal(without_latex))
     return answers_match(answer, truth)
 
 
@@ -78,3 +84,11 @@ def _letter(text: str) -> str:
 def _verdict(text: str) -> str:
     words = _plain(text).casefold()
     return next((verdict for verdict, names in VERDICTS.items() if words in names), "")
+
+
+def _literal(text: str) -> tuple:
+    """Return (value,) of a Python literal, () for any other text. Only literals are built: nothing is called or run."""
+    try:
+        return (ast.literal_eval(text.strip(" \n`$")),) if len(text) <= MAX_LITERAL else ()
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ()

@@ -37,7 +37,7 @@ class Problem:
     text: str  # what the model is asked
     answer: str  # the reference answer: what \boxed{} should hold
     level: int = 0  # difficulty, by which results are broken down; 0 if unknown
-    kind: str = "free"  # of the answer: "free", "choice" (a letter) or "truth" (true, false or unknown)
+    kind: str = "free"  # of the answer, see kinds.py: "free", "choice", "truth" or "literal"
 
 
 class ProblemError(ValueError):

@@ -26,18 +26,21 @@ ROWS = {  # a row of each set with made-up content, the answer that it must give
     "FOLIO": ({"premises": "p", "conclusion": "c", "label": "Uncertain"}, "uncertain", "truth"),
     "ProntoQA": ({"context": "p", "question": "q", "options": VERDICTS[:2], "answer": "B"}, "false", "truth"),
     "ProofWriter": ({"context": "p", "question": "q", "options": VERDICTS, "answer": "C"}, "unknown", "truth"),
-    "LogicalDeduction": ({"input": "p\n(A) x\n(B) y", "target": "(B)"}, "B", "choice"),
+    "LogicalDeduction": ({"context": "p", "question": "q", "options": ["A) x", "B) y"], "answer": "B"}, "B", "choice"),
     "AR-LSAT": ({"context": "p", "question": "q", "answers": list("vwxyz"), "label": 4}, "E", "choice"),
+    "CRUX-O": ({"code": "def f(p): ...", "input": "{'a'}", "output": "{1: '####'}"}, "{1: '####'}", "literal"),
 }
+OPTIONS = {"LogicalDeduction": ["Ax", "By"], "AR-LSAT": ["Av", "Ez"], "ARC-Challenge": [("A", "red"), ("B", "blue")]}
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Return a function that loads a benchmark whose only rows are the given ones."""
+def load(monkeypatch, tmp_path):
+    """Return a function that loads a benchmark whose only rows are the given ones, from a small file."""
 
     def load_rows(name: str, *rows: dict) -> list[Problem]:
-        places = [(f"{benchmarks.BENCHMARKS[name]['hub']}: row {i}", row) for i, row in enumerate(rows, 1)]
-        monkeypatch.setattr(files, "read_rows", lambda hub: iter(places))
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        monkeypatch.setattr(files, "read_rows", lambda hub: files.read_json(str(file)))
         return benchmarks.load(name)
 
     return load_rows
@@ -52,16 +55,40 @@ def test_a_row_becomes_a_problem(name, load):
         answer = next(line[1] for line in problem.text.splitlines() if line.endswith(") w"))
     assert problem.answer == answer and same_answer(answer, problem.answer, kind)
     assert problem.level == (4 if name == "MATH500" else 0)
+    assert all(f"({letter}) {text}" in problem.text for letter, text in OPTIONS.get(name, ()))
+    finished = run_script("eval.py", "--data", name, *"--samples 1 --predictions 0 --max-new-tokens 4".split())
+    assert f"tiny on {name}\n1 problems x 1 solutions" in finished.stdout
 
 
-def test_a_set_printed_to_a_file_is_read_as_the_same_problems(load, tmp_path):
-    row = ROWS["ProofWriter"][0]
-    problems = load("ProofWriter", row, row | {"context": "other"})
-    lines = run_script("problems.benchmarks", "ProofWriter").stdout
+@pytest.mark.parametrize("name, change", [("ProofWriter", {"context": "other"}), ("CRUX-O", {"input": "0"})])
+def test_a_set_printed_to_a_file_is_read_as_the_same_problems(load, tmp_path, name, change):
+    row = ROWS[name][0]
+    problems = load(name, row, row | change)
+    lines = run_script("problems.benchmarks", name).stdout
     assert list(json.loads(lines.splitlines()[0])) == ["problem", "answer", "level", "kind"]
     (tmp_path / "set.jsonl").write_text(lines)
     read = load_problems(str(tmp_path / "set.jsonl")).heldout(9, whole=True)
     assert sorted(read, key=str) == sorted(problems, key=str)
+
+
+@pytest.mark.parametrize(
+    "answer, truth, same",
+    [
+        ('[1,"a" , True]', "[1, 'a', True]", True),
+        (r"\{'x': (1, 2)\}", "{'x': (1, 2)}", True),  # as LaTeX has it
+        ("`'it\\'s'`", '"it\'s"', True),
+        ("[1, 'a']", "[1, 'A']", False),
+        ("a", "'a'", False),  # a name, not a string
+        ("[2]", "(2,)", False),
+        ("1 + 1", "2", False),  # nothing is computed
+        ("__import__('os').getcwd()", "2", False),
+        ("[" * 500 + "]" * 500, "[]", False),
+        ("1" + "0" * 5000, "1", False),
+        ("-" * 900 + "1", "1", False),
+    ],
+)
+def test_literals_are_compared_as_python_compares_values(answer, truth, same):
+    assert same_answer(answer, truth, "literal") == same
 
 
 def test_without_the_hub_the_message_says_how_to_get_a_set():
@@ -72,11 +99,11 @@ def test_without_the_hub_the_message_says_how_to_get_a_set():
 
 
 def test_other_columns_are_named(load):
-    with pytest.raises(ProblemError, match=r"AR-LSAT:test: row 1: found the columns \['text'\]"):
+    with pytest.raises(ProblemError, match=r"rows.jsonl:1: found the columns \['text'\]"):
         load("AR-LSAT", {"text": "p"})
 
 
 def test_the_table_is_printed_and_an_unknown_name_refused():
-    assert len(run_script("problems.benchmarks").stdout.splitlines()) == len(benchmarks.BENCHMARKS) == 15
+    assert len(run_script("problems.benchmarks").stdout.splitlines()) == len(benchmarks.BENCHMARKS) == 16
     finished = run_script("problems.benchmarks", "MBPP")
     assert finished.status == 1 and "'MBPP'" in finished.stderr

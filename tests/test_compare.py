@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,22 @@ def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed
     assert sentences == [lacking.format(run.path) for run in runs[:2]]
     assert tables(tmp_path)[0]["masa"][HOLDING] == "1 of 1"
     assert compare.cost_ratio(runs[2:], runs[:1], "flops") == (None, "0 of 0")  # not recorded
+
+
+def test_a_change_of_the_pass_rate_is_shared_out_among_rewards_and_step(tmp_path):
+    """Between two evaluations of 8 problems, 3 of 8 solutions come with the notions and 4 with the difficulty."""
+    path = write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=1)
+    after = [dict(zip(REWARDS, bits, strict=True)) for bits in product((0.0, 1.0), repeat=3)]
+    counts = [round(3 * row["notion"] + 4 * row["difficulty"]) for row in after]
+    late = [{"rewards": [row], "correct": [1] * c + [0] * (8 - c)} for row, c in zip(after, counts, strict=True)]
+    early = [{"rewards": [dict.fromkeys(REWARDS, 0.0)], "correct": [0] * 8} for _ in after]
+    for problem in early + late:
+        problem |= {"predictions": [None], "lengths": [9] * 8}
+    write_rows(path / "evaluations.jsonl", [{"step": i, "problems": p} for i, p in enumerate((early, late))])
+    found, _ = compare.compare(compare.find_runs([tmp_path]))
+    [[row]] = [rows for title, rows in found.items() if "(8 changes" in title]
+    assert row.pop("R²") == pytest.approx(1)
+    assert row == {"length": "0.0%", "difficulty": "64.0%", "notion": "36.0%", "step": "0.0%"}
 
 
 def test_columns_are_averaged_over_seeds_and_steps(tmp_path):

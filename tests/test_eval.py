@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from statistics import stdev
 
 import pytest
 from conftest import run_script
@@ -64,6 +65,7 @@ def test_the_summary_worked_out_by_hand():
         ]
     )
     assert result["pass1"] == 0.75
+    assert result["pass1_deviation"] == pytest.approx(0.5 / 2**0.5)  # the samplings have accuracies 1 and 0.5
     assert result["pass_at_k"] == {"1": 0.75, "2": 1.0}
     assert result["pass1_by_level"] == {"1": 1.0, "2": 0.5}
     assert result["zero_variance_frac"] == 0.5
@@ -72,6 +74,7 @@ def test_the_summary_worked_out_by_hand():
     assert (result["reward_length"], result["reward_difficulty"], result["reward_notion"]) == (0.5, 0.25, 0.125)
     with pytest.raises(ValueError, match="no problems"):
         summarize([])
+    assert summarize([attempt(1, [True], [4], ["stop"])])["pass1_deviation"] is None
 
 
 def test_the_command_writes_what_it_prints(tmp_path):
@@ -107,6 +110,21 @@ def test_the_same_command_gives_the_same_figures_and_another_seed_others(tmp_pat
     assert results[0] == results[1] != results[2]
 
 
+def test_an_evaluation_as_published_draws_as_the_paper_does(tmp_path):
+    given = "--as-published --problems 3 --predictions 0 --no-greedy --out".split()
+    finished = run_script("eval.py", *given, str(tmp_path))
+    (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert (result["temperature"], result["top_p"], result["samples"]) == (0.6, 1.0, 32)
+    assert 200 < result["max_new_tokens"] < 256  # 16,384 in the paper; this model's context is 256 tokens
+    rows = json.loads((tmp_path / "evaluations.jsonl").read_text())["problems"]
+    accuracies = [sum(drawn) / 3 for drawn in zip(*(row["correct"] for row in rows), strict=True)]
+    assert result["pass1_deviation"] == pytest.approx(stdev(accuracies)) and len(accuracies) == 32
+    assert f"{result['pass1']:.3f} ± {result['pass1_deviation']:.3f} over samplings" in finished.stdout
+    assert f"k=8: {result['pass_at_k']['8']:.3f}" in finished.stdout
+    longer = run_script("eval.py", "--max-new-tokens", "5", "--temperature", "1", *given[:5])
+    assert "32 solutions of at most 5 tokens, temperature 1.0" in longer.stdout  # a flag of its own is stronger
+
+
 def options(*flags: str) -> evaluation.TestOptions:
     return make(evaluation.TestOptions, vars(build_parser().parse_args(flags)))
 
@@ -133,7 +151,9 @@ def test_a_generator_has_no_end_and_gives_the_number_asked_for(name):
     assert len(held_out_problems(name, options("--whole", "--problems", "9"))) == 9
 
 
-@pytest.mark.parametrize("flags, count", [("--whole", 150), ("--levels 1", 50), ("--problems 7", 7)])
+@pytest.mark.parametrize(
+    "flags, count", [("--whole", 150), ("--as-published", 150), ("--levels 1", 50), ("--problems 7", 7)]
+)
 def test_a_benchmark_is_evaluated_like_the_file_made_of_it(listed, flags, count, monkeypatch):
     monkeypatch.setattr(benchmarks, "load", lambda name: held_out_problems(listed, options("--whole")))
     problems = held_out_problems("MATH500", options(*flags.split()))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from problems import arithmetic, words
+from problems import arithmetic, files, words
 from problems.arithmetic import chain_steps
 from problems.source import GENERATORS, DataOptions, Problem, ProblemError, is_held_out, load_problems
 
@@ -442,6 +442,11 @@ def test_hub_names(monkeypatch, name, arguments):
     fake_datasets(monkeypatch, lambda *args, **kwargs: calls.append((args, kwargs)) or records(20))
     assert len(whole(name)) == 20
     assert calls == [arguments]
+
+
+def test_a_file_at_an_address_is_one_to_datasets(monkeypatch):
+    fake_datasets(monkeypatch, lambda kind, data_files, split: [{"is": f"{kind} {data_files} {split}"}])
+    assert [row for _, row in files.read_rows("https://a.b/c.json")] == [{"is": "json https://a.b/c.json train"}]
 
 
 def test_without_datasets_the_message_says_what_to_do(monkeypatch, tmp_path):

@@ -80,7 +80,14 @@ def test_nothing_is_fetched(hostile_page):
 
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
-    parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
+    parts = [
+        "MASA: 3 runs",
+        "pass@1 against steps",
+        "pass@1 against tokens",
+        "before training",
+        "reward: notion",
+        "correlation of the two",
+    ]
     parts += ["reliability", "the gate after training", "Where the tokens went", "in predictions", "Transcripts"]
     parts += ["off by 0.50", "1 of 4 correct", "correct solutions have 9 to 9 tokens", "(did not parse)", "75% correct"]
     assert [part for part in parts if part not in text] == []
@@ -120,6 +127,19 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
     [line], [band] = ax.lines, ax.collections
     assert line.get_ydata() == pytest.approx([0.2, 0.5, 0.7])
     assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(1, 0.4), (1, 0.6), (2, 0.6), (2, 0.8)}
+
+
+def test_predicted_and_actual_rates_are_those_of_all_seeds_at_each_evaluation(tmp_path):
+    for seed, rates in enumerate([(0.25, 0.5), (0.75, 1.0)]):  # predicted at steps 0 and 1
+        path = write_run(tmp_path, "grpo", seed, [0, 100], [0.2, 0.4])
+        problems = [hostile_problem() | {"predictions": [{"pass_rate": p, "solution_length": 9}]} for p in rates]
+        problems[seed]["correct"] = [1, 1, 1, 1]  # the other problem: 1 of 4
+        write_rows(path / "evaluations.jsonl", [{"step": i, "problems": [p]} for i, p in enumerate(problems)])
+    figure = report.rate_curves({"grpo": compare.find_runs([tmp_path])})
+    [predicted, actual], [correlation] = [ax.lines for ax in figure.axes]
+    assert predicted.get_ydata() == pytest.approx([0.5, 0.75]) and list(predicted.get_xdata()) == [0, 1]
+    assert actual.get_ydata() == pytest.approx([0.625, 0.625])
+    assert correlation.get_ydata() == pytest.approx([-1, 1])
 
 
 def test_pictures_stand_alone_as_svg_files(hostile_page, tmp_path):

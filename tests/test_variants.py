@@ -50,6 +50,19 @@ def test_dynamic_sampling_learns_only_from_problems_that_vary(monkeypatch):
     assert trainer.counters["tokens_zero_variance"] > 0 and figures["zero_variance_frac"] > 0
 
 
+def test_dynamic_sampling_learns_from_the_predictions_of_all_problems_drawn(monkeypatch):
+    trainer = small_trainer(dapo.Dapo, algo="masa", samples=2)
+    learned = []
+    monkeypatch.setattr(trainer, "update", lambda samples, step: learned.extend(samples) or {})
+    _, attempts = trainer.step(1)
+    kinds = {kind: [s.response_ids for s in learned if s.kind == kind] for kind in ("solution", "meta")}
+    varied = [attempt for attempt in attempts if not attempt.zero_variance][:4]
+    assert kinds["solution"] == [rollout.response_ids for attempt in varied for rollout in attempt.solutions]
+    assert kinds["meta"] == [rollout.response_ids for attempt in attempts for rollout in attempt.meta_rollouts]
+    assert len(attempts) > 4 == len({s.group for s in learned if s.kind == "solution"})
+    assert len({s.group for s in learned}) == 4 + len(attempts)  # no group of predictions is mixed with another
+
+
 def test_dynamic_sampling_gives_up_when_nothing_varies():
     trainer = small_trainer(dapo.Dapo, **GRPO, samples=2, max_new_tokens=4)  # too short for an answer
     figures, attempts = trainer.step(1)

@@ -1,7 +1,10 @@
 """Dynamic sampling as in DAPO (arXiv 2503.14476): draw on until P problems have solutions that differ in outcome.
 
-Problems that are all right or all wrong are thrown away and replaced, so every update learns from a full batch. All
-that is drawn counts as a cost, whether it teaches or not.
+The solutions of problems that are all right or all wrong are thrown away and replaced, so every update learns from a
+full batch. All that is drawn counts as a cost, whether it teaches or not.
+
+With `--algo masa` (MASA + DAPO, which version 2 of the paper tries) the predictions of every problem drawn are learned
+from. That is our choice: nothing else would teach a policy to predict that all solutions will be alike.
 """
 
 from collections.abc import Sequence
@@ -19,5 +22,6 @@ class Dapo(Trainer):
         return self.options.run.problems if varied < self.options.run.problems and draw + 1 < MAX_DRAWS else 0
 
     def samples(self, solved: Sequence[Attempt]) -> list[Sample]:
-        """Learn from the first P problems that vary: the others do not count in the denominators, either."""
-        return super().samples([a for a in solved if not a.zero_variance][: self.options.run.problems])
+        """Keep all predictions, and the solutions of the first P problems that vary: others are in no denominator."""
+        varied = [i for i, attempt in enumerate(solved) if not attempt.zero_variance][: self.options.run.problems]
+        return [s for s in super().samples(solved) if s.kind == "meta" or s.group in varied]
