@@ -56,8 +56,6 @@ class GateOptions:
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
     gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too", REAL_BOTH] = "hopeless"
     gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
-    read: Annotated[bool, "gate by pass rates that are read from one forward pass, not drawn, and teach them"] = False
-    read_lr: Annotated[float, "learning rate of teaching them; falls to a tenth", {"least": 0, "real": 1e-6}] = 3e-4
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
@@ -70,6 +68,7 @@ class ImitationOptions:
 
     experts: Annotated[bool, "imitate expert predictions"] = True
     expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 3e-4
+    read_lr: Annotated[float, "of teaching beliefs (--variant read)", {"least": 0, "real": 1e-6}] = 1e-4
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
     expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2
 

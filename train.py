@@ -43,7 +43,7 @@ from models.loading import ModelOptions, PolicyError, pick_device
 from models.policy import Policy
 from problems.source import DataOptions, Problem, ProblemError, Source, load_problems
 from rewards import RewardOptions
-from rollout import Attempt, SamplingOptions, align, expert_answers, predict, read, solve
+from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
 # What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -51,9 +51,10 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
     "masa-efficient": {},
     # Beyond the paper: pass rates are read instead of drawn, so predictions cost no tokens and can gate from early on.
-    "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "read": True, "gate_margin": 0.2}
-    | {"efficient_from": 10, "explore": 0.05},
+    "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "variant": "read"}
+    | {"gate_margin": 0.2, "efficient_from": 10, "explore": 0.05},
 }
+VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
 WINDOW = 512  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
@@ -66,7 +67,7 @@ class RunOptions:
     algo: Annotated[Literal["grpo", "masa", "masa-efficient", "masa-read"], "preset of the options below"] = (
         "masa-efficient"
     )
-    variant: Annotated[Literal["", "dapo", "history", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
+    variant: Annotated[str, f"of {', '.join(VARIANTS)} (see variants/); several with commas between"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
     seed: Annotated[int, "seed of problems and draws; the same seed gives the same run"] = 0
@@ -101,7 +102,13 @@ class Options(Parts):
             )
         if o.sampling.temperature == 0:
             raise OptionError("--temperature: found 0, expected above 0: greedy solutions are all the same")
-        needs = {"gate": o.gate.gate != "off" and not o.gate.read, "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
+        if unknown := [name for name in o.run.variant.split(",") if name not in ("", *VARIANTS)]:
+            raise OptionError(f"--variant: found {unknown[0]!r}, expected some of {', '.join(VARIANTS)}")
+        needs = {
+            "gate": o.gate.gate != "off" and "read" not in o.run.variant,
+            "cutoff": o.gate.cutoff > 0,
+            "hints": o.gate.hints,
+        }
         needing = [name for name, is_on in (needs | {"experts": o.imitation.experts}).items() if is_on]
         if needing and o.sampling.predictions == 0:
             raise OptionError(f"--predictions 0 leaves --{', --'.join(needing)} nothing to go by; see --algo grpo")
@@ -123,8 +130,6 @@ class Trainer:
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
             raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
-        if options.gate.read and not policy.counts:
-            raise OptionError("--read: this model's tokenizer begins several of the counts 0 to 8 with the same token")
         self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
@@ -139,10 +144,7 @@ class Trainer:
             fresh = self.next_attempts(wanted, step, explore=o.gate.explore if acts else 1.0)
             # 1. Predict: how often right, how long, with which notions?
             self.announce("predicting")
-            if o.sampling.predictions:
-                predict(self.policy, fresh, o.sampling, self.stream(step, f"predict {draw}"))
-            if o.gate.read:
-                self.read(fresh)
+            self.predict(fresh, step, draw)
             # 2. Gate: skip what would teach nothing, and limit how long a solution may get.
             if acts:
                 self.gate(fresh)
@@ -161,13 +163,13 @@ class Trainer:
         # 7. Update the policy.
         self.announce("updating")
         figures = self.update(samples, step)
-        # 8. Imitate the experts, and teach the pass rates that came true to a policy whose beliefs are read.
-        figures |= self.imitate(solved, step) | self.teach(solved, step)
+        # 8. Imitate the experts.
+        figures |= self.imitate(solved, step)
         lost = self.counters["skipped_updates"] > lost_before
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return self.metrics(attempts, step) | figures, attempts
 
-    # ---- two methods for variants/ to override: which problems are solved, and when there are enough
+    # ---- for variants/ to override, as any method: which problems are solved, and when there are enough
 
     def choose(self, attempts: Sequence[Attempt], step: int, draw: int) -> None:
         """Skip further problems, or fewer. Nothing to do here."""
@@ -188,10 +190,10 @@ class Trainer:
         trusted = sum(would_skip) <= self.options.gate.gate_loss * len(would_skip)
         return step >= self.options.gate.efficient_from and (trusted or self.options.gate.gate == "off")
 
-    def read(self, attempts: Sequence[Attempt]) -> None:
-        """Read the beliefs about problems, and count what that costs: a forward pass over each prompt."""
-        tokens = read(self.policy, attempts, self.options.sampling)
-        self.counters.update(tokens_read=tokens, flops=2 * self.policy.model.num_parameters() * tokens)
+    def predict(self, attempts: Sequence[Attempt], step: int, draw: int) -> None:
+        """Draw the predictions."""
+        if self.options.sampling.predictions:
+            predict(self.policy, attempts, self.options.sampling, self.stream(step, f"predict {draw}"))
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
         """Set what is skipped, the limits and the hints, from the predictions (section 3.3)."""
@@ -205,8 +207,6 @@ class Trainer:
 
     def would_skip(self, attempt: Attempt) -> bool:
         margin, easy = self.options.gate.gate_margin, self.options.gate.gate == "both"
-        if self.options.gate.read:
-            return masa.probability_alike(attempt.belief, easy) >= 1 - margin
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
@@ -230,7 +230,7 @@ class Trainer:
     def fits(self, problem: Problem, hint: tuple[str, ...] = ()) -> bool:
         """Check that the prompts of a problem are short enough: the solution's, and the prediction's if any is made."""
         messages = [masa.solution_prompt(problem.text, hint)]
-        if self.options.sampling.predictions or self.options.gate.read:
+        if self.options.sampling.predictions:
             messages.append(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
         return max(len(self.policy.encode(m)) for m in messages) <= self.options.sampling.max_prompt_tokens
 
@@ -253,6 +253,7 @@ class Trainer:
         o = self.options
         for group in self.optimizer.param_groups:
             group["lr"] = o.update.lr * min(1.0, step / max(1, o.update.warmup_steps))
+            group["lr"] *= max(o.update.lr_end, 1 - step / o.run.steps)
         lengths = {"solution": o.sampling.max_new_tokens, "meta": o.sampling.max_meta_tokens}
         settings: dict[str, Any] = {"temperature": o.sampling.temperature, "max_lengths": lengths, "seed": step}
         settings |= {"reference": self.reference, "over_batches": self.policy.over_batches}
@@ -270,38 +271,20 @@ class Trainer:
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
-            messages = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
-            loss = self.supervise(
-                [Sample(self.policy.encode(m), self.policy.encode_response(a)) for m, a in messages], lr
-            )
+            asked = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
+            samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in asked]
+            loss = self.supervise(samples, lr)
             self.counters["experts_cloned"] += len(batch)
-        return {"expert_loss": loss}
-
-    def teach(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
-        """Teach the counts that came true, one token for each problem just solved; return their cross-entropy.
-
-        It is a proper score: its mean is least if beliefs are the true frequencies of the counts.
-        """
-        o, loss = self.options, None
-        if o.gate.read and o.gate.read_lr and solved and self.policy.counts:
-            opening, tokens = self.policy.counts
-            prompts = [self.policy.encode(masa.meta_prompt(a.problem.text, o.sampling.max_new_tokens)) for a in solved]
-            true = [tokens[masa.pass_rate_count(a.pass_rate)] for a in solved]
-            samples = [Sample(prompt + opening, [token]) for prompt, token in zip(prompts, true, strict=True)]
-            loss = self.supervise(samples, o.gate.read_lr * max(0.1, 1 - step / o.run.steps))
-        return {"read_loss": loss}
+        return {"expert_loss": loss, "read_loss": None}
 
     def supervise(self, samples: list[Sample], lr: float) -> float:
         """Make one supervised step on the samples; return the mean negative log-likelihood of their tokens before."""
         for group in self.expert_optimizer.param_groups:
             group["lr"] = lr
+        model, over_batches = self.policy.model, self.policy.over_batches
         with self.policy.autocast():
             figures = grpo.imitate(
-                self.policy.model,
-                self.expert_optimizer,
-                samples,
-                self.options.update,
-                over_batches=self.policy.over_batches,
+                model, self.expert_optimizer, samples, self.options.update, over_batches=over_batches
             )
         self.count(samples, figures)
         return figures["expert_loss"]
@@ -364,10 +347,8 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             if step:
                 figures, attempts = trainer.step(step)
             else:  # nothing is drawn or trained yet
-                figures, attempts = (
-                    trainer.metrics([], 0) | trainer.update([], 0) | trainer.imitate([], 0) | trainer.teach([], 0),
-                    [],
-                )
+                figures = trainer.metrics([], 0) | trainer.update([], 0) | trainer.imitate([], 0)
+                attempts = []
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
             evaluated: dict[str, Any] = not_evaluated
             if step % o.evaluation.eval_every == 0 or step == o.run.steps:

@@ -124,7 +124,7 @@ class Story:
         limit = attempt.limit or self.options.sampling.max_new_tokens
         by_option = attempt.skipped != self.trainer.would_skip(attempt)
         verdict = "SKIPPED" if attempt.skipped else f"solved, in up to {limit} tokens"
-        if self.options.gate.read:
+        if "read" in self.options.run.variant:
             easy = self.options.gate.gate == "both"
             verdict += f"; believed to be all alike with probability {masa.probability_alike(attempt.belief, easy):.2f}"
         yield verdict + (" (by --gate off, --explore, --efficient-from or --variant)" if by_option else "")

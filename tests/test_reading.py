@@ -17,6 +17,7 @@ from models.policy import Policy
 from problems.source import Problem
 from rollout import Attempt, Rollout, SamplingOptions, predict, read
 from train import Options, make_trainer
+from variants.read import Reader
 
 SMALL = {"problems": 4, "samples": 4, "eval_problems": 2, "efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
 
@@ -27,7 +28,7 @@ def embedded() -> Policy:
 
 
 def reader(**options):
-    return make_trainer(Options.of({"algo": "masa-read", "dtype": "float32"} | SMALL | options))
+    return make_trainer(Options.of({"algo": "masa-read", "dtype": "float32"} | SMALL | options), kind=Reader)
 
 
 def test_beliefs_are_those_of_a_plain_forward_pass_whatever_is_beside_them(embedded):
@@ -67,7 +68,7 @@ def test_any_tokenizer_is_read_or_refused(encode, counts):
 
 def test_a_policy_that_cannot_be_read_is_refused_at_the_start(monkeypatch):
     monkeypatch.setattr(Policy, "counts", None)
-    with pytest.raises(OptionError, match="--read: this model's tokenizer"):
+    with pytest.raises(OptionError, match="--variant read: this tokenizer"):
         reader()
 
 
@@ -96,8 +97,8 @@ def solved(text: str, right: int) -> Attempt:
 def test_teaching_moves_beliefs_to_what_happened():
     trainer = reader(read_lr=1e-3, steps=1000)
     attempts = [solved("9+8-4", 0), solved("1+1", 4), solved("7-2+1", 2)]
-    losses = [trainer.teach(attempts, step=1)["read_loss"] for _ in range(40)]
-    trainer.read(attempts)
+    losses = [trainer.teach(attempts, step=1) for _ in range(40)]
+    trainer.predict(attempts, 1, 0)
     assert losses[-1] < 0.2 * losses[0]
     assert [max(range(9), key=a.belief.__getitem__) for a in attempts] == [0, 8, 4]
 
@@ -114,7 +115,7 @@ def test_teaching_follows_the_gradient_of_the_cross_entropy():
             expected.append(
                 -trainer.policy.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[tokens[count]].item()
             )
-    assert trainer.teach(attempts, step=1)["read_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert trainer.teach(attempts, step=1) == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(("gate", "skipped"), [("hopeless", [True, False, False]), ("both", [True, True, False])])

@@ -281,14 +281,14 @@ def test_experts_are_imitated_once_there_is_a_full_batch(monkeypatch):
 
 
 def test_the_learning_rates_warm_up_and_fade():
-    trainer = small_trainer(warmup_steps=4, lr=1e-3, expert_lr=4e-4, steps=100)
+    trainer = small_trainer(warmup_steps=4, lr=1e-3, lr_end=0.9, expert_lr=4e-4, steps=100)
     rates = {}
     for step in (0, 1, 2, 4, 25, 100, 150):
         trainer.update([], step)
         trainer.experts = [("9+8-4", "a prediction")] * train.EXPERT_BATCH
         trainer.imitate([], step)
         rates[step] = [o.param_groups[0]["lr"] for o in (trainer.optimizer, trainer.expert_optimizer)]
-    assert [rates[step][0] for step in (1, 2, 4, 25)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
+    assert [rates[step][0] for step in (1, 2, 4, 25)] == pytest.approx([0.2475e-3, 0.49e-3, 0.96e-3, 0.9e-3])
     assert [rates[step][1] for step in (0, 25, 100, 150)] == pytest.approx([4e-4, 3e-4, 0.0, 0.0])
 
 

@@ -1,22 +1,23 @@
 """Variants: which problems each one solves, how many it draws, and what of that counts."""
 
-from typing import get_args, get_type_hints
-
 import pytest
 from test_train import predict_always, small_trainer
 
 import masa
+import train
 import variants
 from masa import MetaPrediction
-from train import RunOptions, Trainer
-from variants import dapo, history, oracle, refill
+from train import Trainer
+from variants import dapo, history, oracle, read, refill
 
 GRPO = {"algo": "grpo", "predictions": 0}
 
 
 def test_each_variant_is_an_option_and_a_trainer():
-    assert get_args(get_type_hints(RunOptions)["variant"]) == ("", *variants.VARIANTS)
-    assert all(issubclass(variants.load(name), Trainer) for name in variants.VARIANTS)
+    assert tuple(variants.CLASSES) == train.VARIANTS
+    assert all(issubclass(variants.load(name), Trainer) for name in train.VARIANTS)
+    both = variants.load("read,dapo")
+    assert both.wanted is dapo.Dapo.wanted and both.predict is read.Reader.predict
 
 
 def test_refill_replaces_skipped_problems_by_fresh_ones(monkeypatch):

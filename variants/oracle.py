@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rollout import Attempt, solve
 from train import Trainer
 
-PROBES = 64  # solutions to each problem that only the oracle sees
+PROBES = 32  # solutions to each problem that only the oracle sees
 
 
 class OracleGate(Trainer):
