@@ -132,6 +132,7 @@ class Trainer:
             raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
         self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
+        self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 

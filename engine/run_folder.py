@@ -102,7 +102,7 @@ class RunFolder:
         except pickle.UnpicklingError as error:
             raise RunError(f"{path}: expected only numbers, texts and tensors, found other objects") from error
         trainer.drawn, trainer.counters = state["drawn"], Counter(state["counters"])
-        trainer.experts = [tuple(pair) for pair in state["experts"]]
+        trainer.experts, trainer.lessons = ([tuple(pair) for pair in state[name]] for name in ("experts", "lessons"))
         trainer.explored.extend(tuple(judged) for judged in state["explored"])
         for name in ("optimizer", "expert_optimizer"):
             if self.sharded:
@@ -150,6 +150,7 @@ class RunFolder:
             "drawn": trainer.drawn,
             "counters": dict(trainer.counters),
             "experts": list(trainer.experts),
+            "lessons": list(trainer.lessons),
             "explored": list(trainer.explored),
             "optimizer": whole(trainer.optimizer.state_dict()),
             "expert_optimizer": whole(trainer.expert_optimizer.state_dict()),

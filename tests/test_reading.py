@@ -97,7 +97,7 @@ def solved(text: str, right: int) -> Attempt:
 def test_teaching_moves_beliefs_to_what_happened():
     trainer = reader(read_lr=1e-3, steps=1000)
     attempts = [solved("9+8-4", 0), solved("1+1", 4), solved("7-2+1", 2)]
-    losses = [trainer.teach(attempts, step=1) for _ in range(40)]
+    losses = [trainer.imitate(attempts, step=1)["read_loss"] for _ in range(40)]
     trainer.predict(attempts, 1, 0)
     assert losses[-1] < 0.2 * losses[0]
     assert [max(range(9), key=a.belief.__getitem__) for a in attempts] == [0, 8, 4]
@@ -115,7 +115,7 @@ def test_teaching_follows_the_gradient_of_the_cross_entropy():
             expected.append(
                 -trainer.policy.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[tokens[count]].item()
             )
-    assert trainer.teach(attempts, step=1) == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert trainer.imitate(attempts, step=1)["read_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(("gate", "skipped"), [("hopeless", [True, False, False]), ("both", [True, True, False])])

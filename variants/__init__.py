@@ -1,8 +1,8 @@
 """Variants: what MASA is compared with, and what goes beyond it.
 
-Each is a small subclass of `train.Trainer` that overrides a method or two: `choose` (which problems are solved), `wanted`
-(when there are enough), and what else it needs. `python train.py --variant NAME` trains with it, and `--variant
-NAME,NAME` with several at once; `ablate.py` compares them.
+Each is a small subclass of `train.Trainer` that overrides a method or two, above all `choose` (which problems are
+solved) and `wanted` (when there are enough). `python train.py --variant NAME` trains with it, and `--variant NAME,NAME`
+with several at once; `ablate.py` compares them.
 
     dapo.py      dynamic sampling: draw on until P problems have solutions that differ in outcome
     history.py   skip by what became of the same problem before
