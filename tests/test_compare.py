@@ -187,7 +187,7 @@ def test_a_change_of_the_pass_rate_is_shared_out_among_rewards_and_step(tmp_path
         problem |= {"predictions": [None], "lengths": [9] * 8}
     write_rows(path / "evaluations.jsonl", [{"step": i, "problems": p} for i, p in enumerate((early, late))])
     found, _ = compare.compare(compare.find_runs([tmp_path]))
-    [[row]] = [rows for title, rows in found.items() if "(8 changes" in title]
+    [[row]] = [rows for title, rows in found.items() if " 8 changes" in title]
     assert row.pop("R²") == pytest.approx(1)
     assert row == {"length": "0.0%", "difficulty": "64.0%", "notion": "36.0%", "step": "0.0%"}
 
