@@ -256,11 +256,8 @@ class Trainer:
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
-            messages = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
-            samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in messages]
-            with self.policy.autocast():
-                model, over_batches = self.policy.model, self.policy.over_batches
-                figures = grpo.imitate(model, self.expert_optimizer, samples, o.update, over_batches=over_batches)
+            pairs = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
+            figures, samples = self.policy.imitate(self.expert_optimizer, pairs, o.update)
             self.count(samples, figures)
             self.counters["experts_cloned"] += len(batch)
             loss = figures["expert_loss"]

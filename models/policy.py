@@ -8,7 +8,7 @@ faster, responses are drawn from a bf16 copy of the weights, and the update runs
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, cycle
 from pathlib import Path
@@ -85,6 +85,12 @@ class Policy:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def imitate(self, optimizer: Any, pairs: Iterable[tuple[str, str]], options: grpo.UpdateOptions) -> tuple:
+        """Make one supervised step on (message, answer) pairs; return the figures of `grpo.imitate` and the samples."""
+        samples = [grpo.Sample(self.encode(message), self.encode_response(answer)) for message, answer in pairs]
+        with self.autocast():
+            return grpo.imitate(self.model, optimizer, samples, options, over_batches=self.over_batches), samples
 
     def sample(
         self,
