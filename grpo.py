@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 Aggregation = Literal["token-mean", "sequence-mean", "dr-grpo"]
@@ -125,9 +126,7 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
     first published).  dr-grpo: 1 / (longest allowed length x samples of its kind).  max_lengths: kind -> tokens.
     """
     count = Counter(sample.kind for sample in samples)
-    tokens: Counter[str] = Counter()
-    for sample in samples:
-        tokens[sample.kind] += len(sample.response_ids)
+    tokens = Counter(sample.kind for sample in samples for _ in sample.response_ids)
     for sample in samples:
         denominator = {
             "token-mean": tokens[sample.kind],
@@ -142,13 +141,9 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
 
 def token_logprobs(model: Any, samples: Sequence[Sample], temperature: float = 1.0) -> Tensor:
     """Return the log-probs of all response tokens, flat and in order: (N,), N the sum of the response lengths."""
-    rows = [sample.prompt_ids + sample.response_ids for sample in samples]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # (B, L)
-    is_response = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (sample, row) in enumerate(zip(samples, rows, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        is_response[i, len(sample.prompt_ids) : len(row)] = True
-    ids, is_response = ids.to(model.device), is_response.to(model.device)
+    rows = [torch.tensor(s.prompt_ids + s.response_ids) for s in samples]
+    marks = [torch.tensor([False] * len(s.prompt_ids) + [True] * len(s.response_ids)) for s in samples]
+    ids, is_response = (pad_sequence(x, batch_first=True).to(model.device) for x in (rows, marks))  # (B, L)
     # Padding stands on the right, where causal attention never looks, so no attention mask is needed.
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # (B, L - 1, H)
     predicts_response = is_response[:, 1:].flatten().nonzero().squeeze(1)  # (N,)
@@ -234,18 +229,16 @@ def update(
     learning = [sample for sample in samples if sample.advantage != 0 or use_kl]
     passes = partial(over_batches, token_budget=options.token_budget, temperature=temperature)
     figures: Counter = Counter()
-    norms = []
-    parts = [list(samples)]
+    norms, order = [], list(samples)
     model.train()
     if use_kl:
         with torch.no_grad():
             figures.update(passes(reference, learning, partial(keep, "reference")))
     if options.minibatches > 1:
-        shuffled = random.Random(seed).sample(list(samples), len(samples))
-        parts = [shuffled[k :: options.minibatches] for k in range(options.minibatches)]
+        order = random.Random(seed).sample(order, len(order))
         with torch.no_grad():
             figures.update(passes(model, learning, partial(keep, "old")))
-    for part in parts:
+    for part in (order[k :: options.minibatches] for k in range(options.minibatches)):
         set_weights(part, options, max_lengths or {})
         learning = [sample for sample in part if sample.advantage != 0 or use_kl]
         if learning:
@@ -262,7 +255,7 @@ def update(
         "clip_frac": figures["clipped"] / tokens if tokens else None,
         "kl": figures["kl"] / tokens if tokens and use_kl else None,
         "skipped_updates": figures["skipped_updates"],
-        "oom_retries": int(figures["oom_retries"]),
+        "oom_retries": figures["oom_retries"],
     }
 
 
@@ -334,8 +327,7 @@ def imitate(
     figures = over_batches(model, samples, partial(go_backward, options), options.token_budget)
     _, stepped = clip_and_step(model, optimizer)
     model.eval()
-    lost, retries = int(not stepped), int(figures["oom_retries"])
-    return {"expert_loss": figures["nll"], "skipped_updates": lost, "oom_retries": retries}
+    return {"expert_loss": figures["nll"], "skipped_updates": int(not stepped), "oom_retries": figures["oom_retries"]}
 
 
 def main() -> None:

@@ -13,14 +13,15 @@ faster: it writes keys and values in place, lets waiting rows in, and captures s
 Left out: beam search, repetition penalties, streaming, speculative decoding. Run `python rollout.py` for an example.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, DynamicLayer
+from transformers import Cache, DynamicCache, DynamicLayer
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import masa
@@ -38,9 +39,7 @@ class SamplingOptions:
 
     samples: Annotated[int, "solutions to each problem (G)", {"least": 1}] = 16
     predictions: Annotated[int, "predictions for each problem (M); 0 for none", {"least": 0, "real": 4}] = 2
-    max_prompt_tokens: Annotated[
-        int, "leave out and count problems with a longer prompt", {"least": 1, "real": 512}
-    ] = 128
+    max_prompt_tokens: Annotated[int, "leave out problems with a longer prompt", {"least": 1, "real": 512}] = 128
     max_new_tokens: Annotated[int, "longest solution, in tokens", {"least": 1, "real": 1024}] = 96
     max_meta_tokens: Annotated[int, "longest prediction, in tokens", {"least": 1, "real": 128}] = 24
     temperature: Annotated[float, "sampling temperature; 0 is greedy", {"least": 0}] = 1.0
@@ -66,6 +65,9 @@ class Rollout:
 # ---- the policy sampler
 
 
+Drawn = Iterator[tuple[Tensor, Tensor, Tensor]]  # for R rollouts each: tokens (R, T), log-probs (R, T), lengths (R,)
+
+
 @torch.inference_mode()
 def sample(
     model: Any,
@@ -79,32 +81,33 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     max_cache_tokens: int = 2**20,
+    draw: Callable[..., Drawn] | None = None,
 ) -> list[list[Rollout]]:
     """Draw n responses to each prompt, and return n rollouts per prompt, in the order of the prompts.
 
     prompts: token ids, of any lengths.  limits: the most response tokens for each prompt (early cutoff).  eos_ids: each
     of these ends a response and is part of it.  temperature: 0 is greedy, with log-probs as at temperature 1.  top_p:
     draw from the smallest set of tokens with this probability.  generator: on the CPU; the same seed gives the same
-    draws.  max_cache_tokens: rows x longest sequence in the cache at once; prompts beyond that wait for the next batch.
+    draws.  max_cache_tokens: rows x longest sequence in the cache at once; what is beyond that waits.  draw: what does
+    the work, `draw_plainly` or a faster function from engine/.
     Raises ValueError for arguments out of range, and for a cache of more than keys and values, such as Mamba's.
     """
     limits = [max_new_tokens] * len(prompts) if limits is None else [min(x, max_new_tokens) for x in limits]
     check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_p)
-    uniforms = torch.rand(len(prompts) * n, max_new_tokens, generator=generator, dtype=torch.float64)
-    longest = max((len(p) + limit for p, limit in zip(prompts, limits, strict=True)), default=1)
-    at_once = max(1, max_cache_tokens // (n * longest))  # prompts in a batch
+    uniforms = torch.rand(len(prompts) * n, max_new_tokens, generator=generator, dtype=torch.float64).to(model.device)
+    end_tokens = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
+    choose = partial(draw_token, temperature=temperature, top_p=top_p)
     was_training = model.training
     model.eval()
-    drawn: list[list[tuple]] = []
     try:
-        for i in range(0, len(prompts), at_once):
-            some, numbers = slice(i, i + at_once), uniforms[i * n : (i + at_once) * n]
-            drawn += _sample_batch(model, prompts[some], limits[some], n, eos_ids, temperature, top_p, numbers)
+        parts = (draw or draw_plainly)(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens)
+        rows = [row for part in parts for row in zip(*(tensor.tolist() for tensor in part), strict=True)]
     finally:
         model.train(was_training)
     rollouts = []
-    for prompt, limit, group in zip(prompts, limits, drawn, strict=True):
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         capped = "cutoff" if limit < max_new_tokens else "length"
+        group = [(ids[:end], logprobs[:end]) for ids, logprobs, end in rows[i * n : (i + 1) * n]]
         rollouts.append([Rollout(list(prompt), t, lps, "stop" if t[-1] in eos_ids else capped) for t, lps in group])
     return rollouts
 
@@ -119,56 +122,71 @@ def check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: the first token cannot be drawn from nothing")
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    if unknown := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+    if unknown := layer_kinds(model) - {DynamicLayer, DynamicSlidingWindowLayer}:
         names = ", ".join(sorted(kind.__name__ for kind in unknown))
         raise ValueError(f"{type(model).__name__} keeps more than keys and values ({names}), which is not supported")
 
 
-def _sample_batch(model, prompts, limits, n, eos_ids, temperature, top_p, uniforms) -> list[list[tuple]]:
-    """Draw n responses to each prompt in one batch: for each prompt, n pairs (token ids, log-probs)."""
-    device, width = model.device, max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (P, W), padded on the left
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    end_tokens = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-    limit = torch.tensor(limits, device=device).repeat_interleave(n)  # (R,) with R = P n rollouts
-    uniforms = uniforms.to(device)
+def layer_kinds(model: Any) -> set[type]:
+    """Return the classes of cache layer that transformers would use for this model."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def draw_plainly(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens) -> Drawn:
+    """Draw n responses to each prompt, as many prompts at a time as fit into the cache."""
+    longest = max((len(p) + limit for p, limit in zip(prompts, limits, strict=True)), default=1)
+    at_once = max(1, max_cache_tokens // (n * longest))
+    for i in range(0, len(prompts), at_once):
+        some, numbers = slice(i, i + at_once), uniforms[i * n : (i + at_once) * n]
+        yield _draw_batch(model, prompts[some], limits[some], n, end_tokens, numbers, choose)
+
+
+def _draw_batch(model, prompts, limits, n, end_tokens, uniforms, choose) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw n responses to each prompt in one batch."""
+    limit = torch.tensor(limits, device=model.device).repeat_interleave(n)  # (R,) with R = P n rollouts
 
     # 1. Run each prompt once, then repeat its keys and values for its n draws.
     cache = DynamicCache()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+    output, mask = run_prompts(model, prompts, cache, logits_to_keep=1)
     logits = output.logits[:, -1].repeat_interleave(n, 0)  # (R, V)
     cache.batch_repeat_interleave(n)
     mask = mask.repeat_interleave(n, 0)
     position = mask.sum(1, keepdim=True)  # (R, 1) of the next token
 
     # 2. Draw a token for each row and feed it back, until all have ended.
-    tokens = torch.zeros(len(limit), max(limits), dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(limit), max(limits), device=device)
+    tokens = torch.zeros(len(limit), max(limits), dtype=torch.long, device=model.device)
+    logprobs = torch.zeros(len(limit), max(limits), device=model.device)
     length = torch.zeros_like(limit)
-    row = torch.arange(len(limit), device=device)  # which rollout each row of the batch is
-    ended = torch.zeros(len(limit), dtype=torch.bool, device=device)
+    row = torch.arange(len(limit), device=model.device)  # which rollout each row of the batch is
+    ended = torch.zeros_like(limit, dtype=torch.bool)
     for t in range(max(limits)):
-        token, logprob = draw_token(logits, uniforms[row, t], temperature, top_p)
+        token, logprob = choose(logits, uniforms[row, t])
         tokens[row, t], logprobs[row, t] = token, logprob
         length[row] += ~ended
         ended = ended | (token[:, None] == end_tokens).any(1) | (t + 1 >= limit[row])
         alive = (~ended).nonzero().squeeze(1)
         if len(alive) == 0:
             break
-        if len(alive) <= ALIVE * len(row):  # until then a finished row draws on, and step 3 cuts that off
+        if len(alive) <= ALIVE * len(row):  # until then a finished row draws on, behind its length
             cache.batch_select_indices(alive)
             row, token, mask, position, ended = (x[alive] for x in (row, token, mask, position, ended))
         mask = torch.cat([mask, mask.new_ones(len(row), 1)], 1)
-        logits = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position + t, past_key_values=cache
-        ).logits[:, -1]
+        inputs = {"attention_mask": mask, "position_ids": position + t, "past_key_values": cache}
+        logits = model(input_ids=token[:, None], **inputs).logits[:, -1]
+    return tokens, logprobs, length
 
-    # 3. Cut every row at its end.
-    rows = zip(tokens.tolist(), logprobs.tolist(), length.tolist(), strict=True)
-    drawn = [(ids[:end], lps[:end]) for ids, lps, end in rows]
-    return [drawn[i : i + n] for i in range(0, len(drawn), n)]
+
+def run_prompts(model: Any, prompts: Sequence[Sequence[int]], cache: Cache, **more: Any) -> tuple[Any, Tensor]:
+    """Run each prompt once, padded on the left, and leave its keys and values in the cache.
+
+    Returns the output of the model, and the mask (P, W) that is 0 for padding.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)  # (P, W)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    position = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+    return model(**inputs, use_cache=True, **more), mask
 
 
 def draw_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
@@ -316,9 +334,8 @@ def main() -> None:
     for rollout in groups[0] + groups[1]:
         print(f"{rollout.prompt_ids} -> {rollout.response_ids}  ({rollout.finish_reason})")
     first = groups[0][0]
-    logits = model(torch.tensor([first.prompt_ids + first.response_ids])).logits[0]
-    expected = logits.log_softmax(-1)[len(first.prompt_ids) - 1 + torch.arange(len(first.response_ids))]
-    expected = expected.gather(-1, torch.tensor(first.response_ids)[:, None]).squeeze(-1).tolist()
+    logits = model(torch.tensor([first.prompt_ids + first.response_ids])).logits[0, len(first.prompt_ids) - 1 :]
+    expected = [row[token].item() for row, token in zip(logits.log_softmax(-1), first.response_ids, strict=False)]
     print("log-probs of the first, as drawn:    ", [round(x, 4) for x in first.logprobs])
     print("the same from one plain forward pass:", [round(x, 4) for x in expected])
 

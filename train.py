@@ -273,8 +273,7 @@ class Trainer:
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
             asked = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
-            samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in asked]
-            loss = self.supervise(samples, lr)
+            loss = self.supervise([self.policy.demonstration(*pair) for pair in asked], lr)
             self.counters["experts_cloned"] += len(batch)
         return {"expert_loss": loss, "read_loss": None}
 
@@ -282,11 +281,7 @@ class Trainer:
         """Make one supervised step on the samples; return the mean negative log-likelihood of their tokens before."""
         for group in self.expert_optimizer.param_groups:
             group["lr"] = lr
-        model, over_batches = self.policy.model, self.policy.over_batches
-        with self.policy.autocast():
-            figures = grpo.imitate(
-                model, self.expert_optimizer, samples, self.options.update, over_batches=over_batches
-            )
+        figures = self.policy.imitate(self.expert_optimizer, samples, self.options.update)
         self.count(samples, figures)
         return figures["expert_loss"]
 

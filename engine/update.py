@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, DynamicLayer
 
 import grpo
-from engine.sampler import layer_kinds, run_prompts
 from grpo import Sample, Work, head_logprobs, micro_batches
+from rollout import layer_kinds, run_prompts
 
 
 class OutOfMemory(RuntimeError):
@@ -92,7 +92,8 @@ class SharedPrompts:
         self.model = model
         self.row = {prompt: row for row, prompt in enumerate(prompts)}
         cache: Any = DynamicCache(config=model.config)
-        last, self.mask = run_prompts(model, prompts, cache)  # (P, H) and (P, L)
+        output, self.mask = run_prompts(model.base_model, prompts, cache)  # the mask is (P, L)
+        last = output.last_hidden_state[:, -1]  # (P, H), which predicts the first token of each response
         self.computed = [last] + [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         # Float32 even under autocast, because the gradients of many responses are added up here.
         self.detached = [

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 import masa
-from engine.sampler import pad_left
 from models.loading import load
 from problems.source import load_problems
 from rewards import solution_reward
@@ -32,7 +31,9 @@ def generate(
     model: Any, prompts: list[list[int]], *, n: int, max_new_tokens: int, eos_ids: frozenset[int], **_: Any
 ) -> list[list[Rollout]]:
     """Draw as `rollout.sample` does, by `generate` of transformers and with its own random numbers."""
-    ids, mask = pad_left(prompts, model.device)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     limits = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(eos_ids), "pad_token_id": min(eos_ids)}
     drawn = model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, num_return_sequences=n, **limits)
     rows = drawn[:, ids.shape[1] :].tolist()

@@ -120,6 +120,15 @@ class Policy:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def demonstration(self, message: str, answer: str) -> grpo.Sample:
+        """Return a response to imitate: a user message and its answer, as the policy would have written it."""
+        return grpo.Sample(self.encode(message), self.encode_response(answer))
+
+    def imitate(self, optimizer: Any, samples: Sequence[grpo.Sample], options: grpo.UpdateOptions) -> dict[str, Any]:
+        """Make one supervised step on the samples; return the figures of `grpo.imitate`."""
+        with self.autocast():
+            return grpo.imitate(self.model, optimizer, samples, options, over_batches=self.over_batches)
+
     def sample(
         self,
         prompts: Sequence[list[int]],

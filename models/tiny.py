@@ -196,8 +196,8 @@ def warm_start(steps: int, family: str = "llama") -> Policy:
     for step in (bar := tqdm(range(steps), desc="warm start of the embedded policy", unit="step")):
         problems = source.train(WARM_START_SEED, step * WARM_START_BATCH, WARM_START_BATCH)
         pairs = [demonstration(problem, rng) for problem in problems]
-        samples = [grpo.Sample(policy.encode(message), policy.encode_response(answer)) for message, answer in pairs]
-        figures = grpo.imitate(policy.model, optimizer, samples, grpo.UpdateOptions())
+        samples = [policy.demonstration(*pair) for pair in pairs]
+        figures = policy.imitate(optimizer, samples, grpo.UpdateOptions())
         schedule.step()
         bar.set_postfix(loss=f"{figures['expert_loss']:.3f}")
     policy.model.to(torch.bfloat16).eval()

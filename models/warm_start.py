@@ -66,9 +66,7 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
         texts = [(masa.solution_prompt(problem), text) for problem, text in rng.choices(pairs, k=BATCH)]
         asked = rng.choices(pairs, k=BATCH // 2)
         texts += [(masa.meta_prompt(problem, limit), meta_demonstration(rng, NOTIONS, limit)) for problem, _ in asked]
-        samples = [grpo.Sample(policy.encode(message), policy.encode_response(answer)) for message, answer in texts]
-        with policy.autocast():
-            figures = grpo.imitate(policy.model, optimizer, samples, settings, over_batches=policy.over_batches)
+        figures = policy.imitate(optimizer, [policy.demonstration(*pair) for pair in texts], settings)
         skipped += figures["skipped_updates"]
         bar.set_postfix(loss=f"{figures['expert_loss']:.3f}")
     return skipped

@@ -19,8 +19,9 @@ from random_models import qwen3
 from test_engine import ragged_samples
 
 import grpo
+import rollout
 import train
-from engine import parallel, sampler
+from engine import parallel
 from engine.parallel import over_batches
 from engine.run_folder import RunFolder
 from grpo import Sample, UpdateOptions
@@ -77,7 +78,7 @@ def greedy_train(stop_after: int) -> None:
 
     Expert predictions are imitated two at a time, because a short run collects only a few.
     """
-    log, draw_token = RunFolder.log, sampler.draw_token
+    log, draw_token = RunFolder.log, rollout.draw_token
 
     def draw_likeliest(logits, uniform, temperature, top_p):
         return draw_token(logits, uniform, temperature, 1e-6)
@@ -89,7 +90,7 @@ def greedy_train(stop_after: int) -> None:
 
     with (
         mock.patch.object(RunFolder, "log", log_and_stop),
-        mock.patch.object(sampler, "draw_token", draw_likeliest),
+        mock.patch.object(rollout, "draw_token", draw_likeliest),
         mock.patch.object(train, "EXPERT_BATCH", 2),
         mock.patch.object(torch.optim, "AdamW", StableAdamW),
         mock.patch.object(sys, "argv", ["train.py", *sys.argv[3:]]),
