@@ -37,7 +37,7 @@ LOGITS_AT_ONCE = 2**26
 class UpdateOptions:
     """How a batch of rollouts becomes an update."""
 
-    lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 1e-4
+    lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 3e-4
     lr_end: Annotated[float, "it falls linearly, to this share of itself at the end", {"least": 0, "real": 1.0}] = 0.1
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
     clip_high: Annotated[float, "the ratio is clipped above 1 + this (clip-higher)", {"least": 0}] = 0.28

@@ -67,7 +67,7 @@ class ImitationOptions:
     """How expert predictions are imitated: the policy's own best ones, corrected by what really happened."""
 
     experts: Annotated[bool, "imitate expert predictions"] = True
-    expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 3e-4
+    expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 1e-4
     read_lr: Annotated[float, "of teaching beliefs (--variant read)", {"least": 0, "real": 1e-6}] = 1e-4
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
     expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2

@@ -37,7 +37,7 @@ ALIVE = 0.75  # drop finished rows once at most this share of the rows is unfini
 class SamplingOptions:
     """How many rollouts are drawn, and how."""
 
-    samples: Annotated[int, "solutions to each problem (G)", {"least": 1}] = 16
+    samples: Annotated[int, "solutions to each problem (G)", {"least": 1, "real": 16}] = 4
     predictions: Annotated[int, "predictions for each problem (M); 0 for none", {"least": 0, "real": 4}] = 2
     max_prompt_tokens: Annotated[int, "leave out problems with a longer prompt", {"least": 1, "real": 512}] = 128
     max_new_tokens: Annotated[int, "longest solution, in tokens", {"least": 1, "real": 1024}] = 96

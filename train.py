@@ -68,8 +68,8 @@ class RunOptions:
         "masa-efficient"
     )
     variant: Annotated[str, f"of {', '.join(VARIANTS)} (see variants/); several with commas between"] = ""
-    problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
-    steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
+    problems: Annotated[int, "problems in a batch (P)", {"least": 1, "real": 16}] = 32
+    steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 240
     seed: Annotated[int, "seed of problems and draws; the same seed gives the same run"] = 0
     out: Annotated[str, "output folder; empty for a new one under runs/"] = ""
     resume: Annotated[bool, "continue from the last checkpoint in --out, with the options found there"] = False
