@@ -74,9 +74,13 @@ def read_problem(record: Any, place: str) -> Problem:
         shown = reprlib.repr(found) if found else f"the keys {list(record)}"
         raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
     if apart := [key for key in ("choices", "options") if record.get(key)]:
-        raise ProblemError(f"{place}: found {apart[0]}, expected them in the text of the problem; delete the field then")
+        raise ProblemError(
+            f"{place}: found {apart[0]}, expected them in the text of the problem; delete the field then"
+        )
     if re.search("[\ud800-\udfff]", text + answer):
-        raise ProblemError(f"{place}: found half of a surrogate pair (such as \\ud83d alone), expected whole characters")
+        raise ProblemError(
+            f"{place}: found half of a surrogate pair (such as \\ud83d alone), expected whole characters"
+        )
     kind = record["kind"] if record.get("kind") in ("choice", "truth") else "free"
     return Problem(text, answer, level_in(record), kind)
 
