@@ -31,7 +31,7 @@ from tqdm import tqdm
 import eval as evaluation
 import grpo
 import masa
-from engine import memory, parallel, run_folder
+from engine import memory, parallel, run_folder, terminal
 from engine.command_line import OptionError, Parts, add_flags, make
 from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
@@ -315,9 +315,10 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     folder = RunFolder(path, o.flat(), o.run.resume, o.run.keep)
     trainer = make_trainer(o, str(folder.checkpoint or ""), kind)
     policy = trainer.policy
+    print(terminal.first_lines(policy, trainer.source, trainer.held_out, o.model.model))
     memory.announce(policy, o.flat())
     last = folder.restore(trainer)
-    bar = tqdm(total=o.run.steps, initial=max(last, 0), unit="step", disable=policy.rank > 0)
+    bar = tqdm(total=o.run.steps, initial=max(last, 0), disable=policy.rank > 0, bar_format=terminal.BAR)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
     with StopRequest() as stop:
@@ -337,7 +338,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             shown = [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]]
             folder.log(step, figures | counters | evaluated, shown)
             bar.update(min(step, 1))
-            bar.set_postfix_str(run_folder.live(folder.rows))
+            bar.set_postfix_str(terminal.live(folder.rows))
             run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
             stopping = stop.requested(policy.agree)
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
@@ -358,10 +359,11 @@ def resolve(given: Mapping[str, Any], path: Path) -> Options:
         Options.check({**config, **given}, str(path / "config.json"))
     for name in (name for name in given if name in config and name not in ("out", "resume")):
         now, before = given[name], config[name]
-        if name in FIXED and Path(str(now)) != Path(str(before)):  # "warm/" is "warm"
+        if Path(str(now)) == Path(str(before)):  # also "warm/" and "warm"
+            continue
+        if name in FIXED:
             raise OptionError(f"--{name} {now}: {path} is a run of {before!r}; leave --{name} out to resume it")
-        if now != before:
-            print(f"--{name.replace('_', '-')} {now} from here on; until now the run had {before}")
+        print(f"--{name.replace('_', '-')} {now} from here on; until now the run had {before}")
     return Options.of({**config, **given})
 
 
@@ -390,7 +392,7 @@ def main() -> None:
                 print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
                 rows = train(options, path, kind)
                 checkpoint = path / "checkpoints" / f"step-{options.run.steps}"
-                print(f"\n{run_folder.summary(rows)}\n\ntrained policy: {checkpoint}")
+                print(f"\n{terminal.summary(rows)}\n\ntrained policy: {checkpoint}")
     except Stopped as stop:
         print(f"\n{stop}; to continue: {shlex.join([sys.executable, sys.argv[0], '--resume', '--out', str(path)])}")
         sys.exit(128 + stop.number)

@@ -106,9 +106,9 @@ class Story:
 
     def predict(self, attempt: Attempt) -> Iterator[str]:
         yield attempt.problem.text
-        for j, (rollout, said) in enumerate(zip(attempt.meta_rollouts, attempt.predictions, strict=True), 1):
-            raw = f"cannot be read, earns nothing: {self.policy.decode(rollout.response_ids)}"
-            yield f"{j}: {masa.render_meta(said) if said else raw}"
+        unread = iter(attempt.unread)
+        for j, said in enumerate(attempt.predictions, 1):
+            yield f"{j}: {masa.render_meta(said) if said else f'cannot be read, earns nothing: {next(unread)}'}"
 
     def gate(self, attempt: Attempt) -> Iterator[str]:
         limit = attempt.limit or self.options.sampling.max_new_tokens

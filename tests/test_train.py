@@ -14,7 +14,7 @@ import grpo
 import masa
 import train
 from engine.command_line import OptionError
-from engine.figures import cost_of_rollouts, cost_of_training
+from engine.figures import cost_of_rollouts, cost_of_training, transcript
 from engine.run_folder import RunError, RunFolder, hold
 from masa import ImitationOptions, MetaPrediction
 from models import loading
@@ -159,6 +159,8 @@ def test_predictions_that_do_not_parse_are_counted_and_earn_nothing(monkeypatch)
     assert figures["parsed_frac"] == 0 and trainer.counters["unparsed_predictions"] == 16
     assert figures["reward_difficulty"] == 0 and figures["gated_frac"] == 0
     assert all(attempt.limit == 96 for attempt in attempts)
+    texts = [trainer.policy.decode(rollout.response_ids) for rollout in attempts[0].meta_rollouts]
+    assert transcript(attempts[0], 1)["unread"] == texts
 
 
 def test_a_step_without_a_correct_solution():
