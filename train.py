@@ -32,7 +32,7 @@ import eval as evaluation
 import grpo
 import masa
 from engine import memory, parallel, run_folder, terminal
-from engine.command_line import OptionError, Parts, add_flags, make
+from engine.command_line import USAGE, OptionError, Parts, add_flags, make
 from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
 from engine.run_folder import RunError, RunFolder, Stopped, StopRequest
@@ -370,7 +370,7 @@ def resolve(given: Mapping[str, Any], path: Path) -> Options:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options; those that are not given stay absent from what it parses."""
     description = "Train a language model by GRPO or MASA. Without options: MASA-efficient on the embedded policy."
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, usage=USAGE)
     add_flags(parser, Options.parts().values(), ALGORITHMS)
     return parser
 
@@ -379,6 +379,7 @@ def main() -> None:
     parser = build_parser()
     parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
     given = vars(parser.parse_args())
+    terminal.accept_every_character()
     try:
         with parallel.processes(pick_device(given.get("device", "auto"))):
             if given.pop("explain"):

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_orig
 
 from models import tiny
 
+USAGE = "%(prog)s [OPTIONS], which --help lists"  # a mistyped option would print all of them before the error
+
 
 class OptionError(ValueError):
     """Options that cannot be used, or not together; the message names them."""

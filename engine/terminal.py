@@ -1,5 +1,7 @@
 """Tell a person of a run on the terminal: the first lines, the live figures, and the summary with advice."""
 
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,12 @@ IN_SUMMARY = {
     "unparsed_predictions": "predictions not parsed",
     "skipped_updates": "updates lost to NaN or inf",
 }
+
+
+def accept_every_character() -> None:
+    """Print characters that the terminal lacks, such as most on Windows' cp1252, as their codes instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def first_lines(policy: Any, source: Any, held_out: Sequence[Any], model: str) -> str:

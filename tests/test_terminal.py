@@ -1,12 +1,15 @@
 """What a run tells on the terminal: what it works with, warnings, and a line that fits."""
 
 import io
+import json
+import sys
 
 from tqdm import tqdm
 
 from engine import terminal
 from models import loading
 from problems.source import Problem, listed_source, load_problems
+from train import main
 
 
 def test_the_live_line_fits_80_columns_with_held_out_accuracy_first():
@@ -35,3 +38,15 @@ def test_the_first_lines_name_what_is_used_and_warn_of_what_cannot_work():
     assert "taught" not in terminal.first_lines(policy, source, source.heldout(9), "another")
     chains = load_problems("arithmetic")
     assert "warning" not in terminal.first_lines(policy, chains, chains.heldout(96), "tiny")
+
+
+def test_a_terminal_without_the_characters_of_a_problem_gets_their_codes(tmp_path, monkeypatch):
+    rows = [{"problem": f"{i}+1 \u2192 \u6570", "answer": str(i + 1)} for i in range(4)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    small = f"--explain --problems 1 --samples 2 --predictions 1 --data {tmp_path / 'a.json'}"
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "argv", ["train.py", *small.split()])
+    monkeypatch.setattr(sys, "stdout", screen)
+    main()
+    screen.seek(0)
+    assert "+1 \\u2192 \\u6570" in screen.read()
