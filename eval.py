@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 import masa
-from engine.command_line import add_flags, defaults_for, make
+from engine.command_line import USAGE, add_flags, defaults_for, make
 from engine.figures import eval_overview, eval_table, transcript
 from engine.load import load_policy
 from models.loading import ModelOptions
@@ -169,7 +169,7 @@ def evaluate(
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of eval.py; limits that are not given are those of training."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=USAGE)
     parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
     sets = f"each is {', '.join(source.GENERATORS)}, a file, or one of {', '.join(benchmarks.BENCHMARKS)}"
     parser.add_argument("--data", nargs="+", default=["arithmetic"], help=sets)

@@ -219,7 +219,7 @@ class Attempt:
 
     explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
     belief: what was read, the probabilities of the counts 0..8.  limit: longest solution.  hint: notions for its
-    solution prompt.  timeouts: answers that the verifier gave up on.
+    solution prompt.  unread: predictions that did not parse, as text.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem
@@ -230,6 +230,7 @@ class Attempt:
     hint: tuple[str, ...] = ()
     meta_rollouts: list[Rollout] = field(default_factory=list)
     predictions: list[MetaPrediction | None] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     solutions: list[Rollout] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
@@ -262,7 +263,9 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
     # spread: with several processes each draws for its share of the problems, and all get all results
     for attempt, rollouts in zip(attempts, policy.spread(draw, attempts), strict=True):
         attempt.meta_rollouts = rollouts
-        attempt.predictions = [masa.parse_meta(policy.decode(rollout.response_ids)) for rollout in rollouts]
+        texts = [policy.decode(rollout.response_ids) for rollout in rollouts]
+        attempt.predictions = [masa.parse_meta(text) for text in texts]
+        attempt.unread = [text for text, said in zip(texts, attempt.predictions, strict=True) if said is None]
 
 
 def read(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions) -> int:

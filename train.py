@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import itertools
 import random
+import shlex
 import signal
 import sys
 import time
@@ -30,8 +31,8 @@ from tqdm import tqdm
 import eval as evaluation
 import grpo
 import masa
-from engine import memory, parallel, run_folder
-from engine.command_line import OptionError, Parts, add_flags
+from engine import memory, parallel, run_folder, terminal
+from engine.command_line import USAGE, OptionError, Parts, add_flags, make
 from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
 from engine.load import load_policy
 from engine.run_folder import RunError, RunFolder, Stopped, StopRequest
@@ -56,6 +57,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
 WINDOW = 512  # the gate is judged on the explored ones of this many problems
+FIXED = "algo", "variant", "model", "data", "levels", "seed"  # what a run is of; no --resume changes it
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
 
@@ -332,9 +334,10 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     folder = RunFolder(path, o.flat(), o.run.resume, o.run.keep)
     trainer = make_trainer(o, str(folder.checkpoint or ""), kind)
     policy = trainer.policy
+    print(terminal.first_lines(policy, trainer.source, trainer.held_out, o.model.model))
     memory.announce(policy, o.flat())
     last = folder.restore(trainer)
-    bar = tqdm(total=o.run.steps, initial=max(last, 0), unit="step", disable=policy.rank > 0)
+    bar = tqdm(total=o.run.steps, initial=max(last, 0), disable=policy.rank > 0, bar_format=terminal.BAR)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
     with StopRequest() as stop:
@@ -355,7 +358,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             shown = [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]]
             folder.log(step, figures | counters | evaluated, shown)
             bar.update(min(step, 1))
-            bar.set_postfix_str(run_folder.live(folder.rows))
+            bar.set_postfix_str(terminal.live(folder.rows))
             run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
             stopping = stop.requested(policy.agree)
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
@@ -366,21 +369,28 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     return folder.rows
 
 
-def resolve(given: dict[str, Any]) -> tuple[Options, Path]:
-    """Return the options, from the command line over those of a resumed run, and the run's folder."""
-    algo, model = given.get("algo", RunOptions.algo), given.get("model", ModelOptions.model)
-    name = f"{algo}-{Path(model).name}-seed{given.get('seed', RunOptions.seed)}"
-    path = run_folder.choose_folder(given.get("out", ""), name, given.get("resume", False))
+def resolve(given: Mapping[str, Any], path: Path) -> Options:
+    """Return the options: those given, over those of the run in `path` if it is to be resumed.  Raises OptionError.
+
+    A run stays one experiment: other problems, another model, algorithm or seed are refused. Any other change is told.
+    """
     config = run_folder.read_config(path) if given.get("resume") else {}
-    if config and given.get("algo", config["algo"]) != config["algo"]:
-        raise OptionError(f"--algo {algo}: {path} is a run of {config['algo']}; leave --algo out to resume it")
-    return Options.of(config | given), path
+    if config:
+        Options.check({**config, **given}, str(path / "config.json"))
+    for name in (name for name in given if name in config and name not in ("out", "resume")):
+        now, before = given[name], config[name]
+        if Path(str(now)) == Path(str(before)):  # also "warm/" and "warm"
+            continue
+        if name in FIXED:
+            raise OptionError(f"--{name} {now}: {path} is a run of {before!r}; leave --{name} out to resume it")
+        print(f"--{name.replace('_', '-')} {now} from here on; until now the run had {before}")
+    return Options.of({**config, **given})
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options; those that are not given stay absent from what it parses."""
     description = "Train a language model by GRPO or MASA. Without options: MASA-efficient on the embedded policy."
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, usage=USAGE)
     add_flags(parser, Options.parts().values(), ALGORITHMS)
     return parser
 
@@ -389,21 +399,23 @@ def main() -> None:
     parser = build_parser()
     parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
     given = vars(parser.parse_args())
+    terminal.accept_every_character()
     try:
         with parallel.processes(pick_device(given.get("device", "auto"))):
             if given.pop("explain"):
                 importlib.import_module("lab.explain").tell(given)
                 return
-            options, path = resolve(given)
-            parallel.wait()  # all have looked for the folder before one of them makes it
-            kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
-            print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
-            rows = train(options, path, kind)
-            print(
-                f"\n{run_folder.summary(rows)}\n\ntrained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}"
-            )
+            run = make(RunOptions, given)
+            name = f"{run.algo}-{Path(given.get('model', ModelOptions.model)).name}-seed{run.seed}"
+            with run_folder.hold(run.out, name, run.resume) as path:
+                options = resolve(given, path)
+                kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
+                print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
+                rows = train(options, path, kind)
+                checkpoint = path / "checkpoints" / f"step-{options.run.steps}"
+                print(f"\n{terminal.summary(rows)}\n\ntrained policy: {checkpoint}")
     except Stopped as stop:
-        print(f"\n{stop}; to continue: python train.py --resume --out {path}")
+        print(f"\n{stop}; to continue: {shlex.join([sys.executable, sys.argv[0], '--resume', '--out', str(path)])}")
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         print("\ntrain.py: ended at once; --resume continues from the last checkpoint", file=sys.stderr)

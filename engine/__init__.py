@@ -6,6 +6,7 @@ parallel.py       several processes as one (torchrun): divided work, summed grad
 load.py           choose these or the plain functions for a policy
 memory.py         estimate what fits on a GPU before the first step
 run_folder.py     write what a run leaves behind, and resume from it exactly
+terminal.py       tell a person of a run: first lines, live figures, summary
 command_line.py   make flags from the dataclasses of options
 figures.py        count what a step did and cost; the tables of eval.py
 runs.py           run several trainings side by side, for ablate.py

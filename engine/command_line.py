@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_orig
 
 from models import tiny
 
+USAGE = "%(prog)s [OPTIONS], which --help lists"  # a mistyped option would print all of them before the error
+
 
 class OptionError(ValueError):
     """Options that cannot be used, or not together; the message names them."""
@@ -127,6 +129,18 @@ class Parts:
         """Make all parts from values by option name, where real models have their own defaults.  Raises OptionError."""
         values = defaults_for(values.get("model", "tiny"), cls.parts().values()) | dict(values)
         return cls(**{name: make(part, values) for name, part in cls.parts().items()})
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], place: str) -> None:
+        """Raise OptionError unless values that were read from `place` hold each option, of its type, and no others."""
+        known = {option.name: option for part in cls.parts().values() for option in declared(part)}
+        for name in sorted(known.keys() ^ values.keys()):
+            found, expected = ("no ", "one") if name in known else ("", "no such option")
+            raise OptionError(f"{place}: found {found}{name}, expected {expected}; was it made by another version?")
+        for name, value in values.items():
+            kind = str if get_origin(known[name].kind) is Literal else known[name].kind
+            if type(value) is not kind and (kind, type(value)) != (float, int):
+                raise OptionError(f"{place}: found {name} = {value!r}, expected a value of type {kind.__name__}")
 
     def flat(self) -> dict[str, Any]:
         """Return all options in one dictionary, as config.json holds them."""

@@ -94,6 +94,7 @@ def transcript(attempt: Attempt, step: int) -> dict[str, Any]:
         "limit": attempt.limit,
         "hint": attempt.hint,
         "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
+        "unread": attempt.unread,
         "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
         "pass_rate": attempt.pass_rate if attempt.correct else None,
         "correct": [int(right) for right in attempt.correct],

@@ -1,6 +1,6 @@
 """Write and read the folder of a run, so that nothing is lost when the run dies.
 
-    config.json          every option of the run
+    config.json          every option of the run (config-until-step-N.json: those before it was resumed with others)
     metrics.jsonl        one object per step; docs/glossary.md explains every name
     rollouts.jsonl       a few whole transcripts per step
     evaluations.jsonl    each evaluation, problem by problem, for lab/report.py
@@ -28,20 +28,25 @@ from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
 
 from engine import parallel
 
-STATE, MANIFEST = "trainer.pt", "whole.json"
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing keeps two processes out of one folder
+    fcntl = None  # type: ignore[assignment]
+
+STATE, MANIFEST, LOCK = "trainer.pt", "whole.json", "lock"
 ECHO_SECONDS = 1.0  # torchrun repeats a Ctrl-C that its processes have had already; this soon it is not a second one
 MAX_BAD_STEPS = 5  # steps in a row with a gradient that is not finite: training will not recover
 
 
-class RunError(RuntimeError):
-    """A run cannot continue; the message says why, and from what it can be resumed."""
+class RunError(ValueError):
+    """A run cannot start or continue; the message says why, and from what it can be resumed."""
 
 
 class RunFolder:
@@ -81,6 +86,10 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             texts = {"config.json": json.dumps(self.config, indent=2) + "\n"}
+            before = read_config(self.path)
+            changed = {name for name in before if before[name] != self.config.get(name)} - {"out", "resume"}
+            if self.last >= 0 and changed:
+                texts[f"config-until-step-{self.last}.json"] = json.dumps(before, indent=2) + "\n"
             for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
                 kept = [row for row in read_rows(self.path / name) if row["step"] <= self.last]
                 texts[name] = "".join(json.dumps(row) + "\n" for row in kept)
@@ -173,20 +182,61 @@ class RunFolder:
 # ---- finding and reading
 
 
-def choose_folder(out: str, name: str, resume: bool) -> Path:
-    """Return the folder for a run: `out` or, if that is empty, runs/NAME, numbered if there are several.
+@contextlib.contextmanager
+def hold(out: str, name: str, resume: bool) -> Iterator[Path]:
+    """Choose the folder of a run, and keep other processes out of it for as long as the context lasts.
 
-    A run that resumes takes the newest of those.  Raises RunError if `out` holds a run that is not to be resumed.
+    It is `out` or, if that is empty, the first of runs/NAME, runs/NAME-2 ... that neither holds a run nor is held by
+    another process; a run that resumes takes the last of those there are. With several processes, rank 0 chooses and
+    holds it for all. Raises RunError if there is no such folder. One that is empty in the end is removed.
     """
-    if out:
-        if not resume and (Path(out) / "metrics.jsonl").exists():
-            raise RunError(f"--out {out}: holds a run already; add --resume to continue it, or name another folder")
-        return Path(out)
-    first = Path("runs", name)
-    existing = [first, *(path for n in range(2, 1000) if (path := Path("runs", f"{name}-{n}")).exists())]
+    paths = [Path(out)] if out else [Path("runs", name), *(Path("runs", f"{name}-{n}") for n in range(2, 1000))]
     if resume:
-        return existing[-1]
-    return first.with_name(f"{name}-{len(existing) + 1}") if (first / "metrics.jsonl").exists() else first
+        paths = [path for path in paths if path.exists()][-1:] or paths[:1]
+    locks: list[IO] = []
+
+    def choose(paths: Sequence[Path]) -> Path:
+        for path in paths:
+            reason = "holds a run already; add --resume to continue it, or name another folder"
+            if resume or not (path / "metrics.jsonl").exists():
+                reason = "another process is training into it; wait until it ends, or name another folder"
+                if lock := _lock(path):
+                    locks.append(lock)
+                    return path
+        raise RunError(f"--out {path}: {reason}")
+
+    [path] = parallel.spread(lambda choices: [choose(paths) for paths in choices], [paths])
+    try:
+        yield path
+    finally:
+        for lock in locks:
+            with contextlib.suppress(OSError):  # the folder is not empty, unless the run failed before it began
+                (path / LOCK).unlink()
+                path.rmdir()
+            lock.close()
+
+
+def _lock(path: Path) -> IO | None:
+    """Lock a folder, made if need be, until the file that is returned is closed; None if another process holds it.
+
+    The kernel releases the lock of a process that dies, so a killed run can be resumed at once.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / LOCK, "w")  # noqa: SIM115  # stays open
+    ours = True
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path / LOCK))
+    except (BlockingIOError, FileNotFoundError):  # another process holds it, or has just ended and deleted it
+        ours = False
+    except OSError:
+        pass  # a file system without locks
+    if ours:
+        return file
+    file.close()
+    return None
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -202,9 +252,12 @@ def read_config(run: Path) -> dict[str, Any]:
     """Return the options of a run, empty if the folder holds none.  Raises RunError if they cannot be read."""
     path = run / "config.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise RunError(f"{path}: expected JSON, found {error}; start again with another --out") from error
+        found = error
+    if isinstance(found, dict):
+        return found
+    raise RunError(f"{path}: expected an object in JSON, found {found}; start again with another --out")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -338,49 +391,3 @@ def check_health(model: Any, bad_steps: int, step: int, agree: Callable[[int], i
         f"step {step}: {fault}. The last checkpoint is good: resume from it with a lower --lr (or --expert-lr) or a "
         "longer --warmup-steps. A reward or a log-prob may also be at fault."
     )
-
-
-# ---- what a person sees of a run
-
-IN_BAR = {"train_pass_rate": "right", "gated_frac": "gated"}
-IN_SUMMARY = {
-    "tokens_solution": "tokens in solutions",
-    "tokens_meta": "tokens in predictions",
-    "gated_frac": "problems gated",
-    "cutoff_frac": "solutions cut",
-    "experts_cloned": "expert predictions imitated",
-    "unparsed_predictions": "predictions not parsed",
-    "skipped_updates": "updates lost to NaN or inf",
-}
-
-
-def live(rows: Sequence[dict]) -> str:
-    """Return the figures that a person wants to see while waiting."""
-    row = rows[-1]
-    shown = [f"tokens {(row['tokens_solution'] + row['tokens_meta']) / 1e6:.2f}M"]
-    shown += [f"{label} {row[name]:.2f}" for name, label in IN_BAR.items() if row.get(name) is not None]
-    return ", ".join(shown + [f"held-out pass@1 {row['eval_pass1']:.3f}" for row in _evaluated(rows)[-1:]])
-
-
-def _evaluated(rows: Sequence[dict]) -> list[dict]:
-    return [row for row in rows if row.get("eval_pass1") is not None]
-
-
-def summary(rows: Sequence[dict]) -> str:
-    """Return a table of the held-out figures before and after training, and of what the training cost."""
-    first, *_, last = _evaluated(rows) * 2
-    steps = [f"step {row['step']}" for row in (first, last)]
-    lines = [f"{'held-out problems':<28}{steps[0]:>10}{steps[1]:>10}{'change':>10}"]
-    for name in ("eval_pass1", *(name for name in last if name.startswith("eval_reward_"))):
-        before, after = first.get(name), last[name]
-        label = "pass@1" if name == "eval_pass1" else f"{name.removeprefix('eval_reward_')} reward"
-        if before is not None and after is not None:
-            lines.append(f"{label:<28}{before:>10.3f}{after:>10.3f}{after - before:>+10.3f}")
-    lines.append("")
-    for name, label in IN_SUMMARY.items():
-        if name.endswith("_frac"):
-            shares = [row.get(name) or 0.0 for row in rows if row["step"]]
-            lines.append(f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} on average over all steps")
-        elif last.get(name) or name != "skipped_updates":
-            lines.append(f"{label:<28}{last.get(name, 0):>10,}")
-    return "\n".join([*lines, f"{'wall time':<28}{last['wall_s']:>9.0f}s"])

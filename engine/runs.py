@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.command_line import OptionError, as_flags
+from engine.run_folder import read_config
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 MAY_DIFFER = ("out", "resume", "device", "steps")  # options that may be others when a run is continued
@@ -44,11 +45,11 @@ class Planned:
 
     def check(self, every_option: dict[str, Any]) -> None:
         """Raise OptionError if the folder holds a run that was made with other options than these."""
-        file = self.folder / "config.json"
-        config = json.loads(file.read_text()) if file.exists() else {}
+        config = read_config(self.folder)
         for name, wanted in every_option.items():
             if name not in MAY_DIFFER and name in config and config[name] != wanted:
-                raise OptionError(f"{file}: found {name} = {config[name]!r}, expected {wanted!r}; name another --out")
+                found = f"{self.folder / 'config.json'}: found {name} = {config[name]!r}"
+                raise OptionError(f"{found}, expected {wanted!r}; name another --out")
         if (done := self.steps_done()) > self.options["steps"]:
             raise OptionError(f"{self.folder}: found {done} steps, expected at most {self.options['steps']}")
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from engine.run_folder import RunError, read_config, read_rows
+from engine.run_folder import read_config, read_rows
 from lab.awareness import ON_PAPER, Row, aligned, awareness, figure_rows
 
 # The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; the last serves for all above (normal: 1.960).
@@ -331,7 +331,7 @@ def main() -> None:
             print(aligned(column_table(runs, o.columns.split(","), parts or {"all steps": slice(None)}, o.each)))
         else:
             print(markdown(compare(runs)))
-    except (ValueError, RunError) as error:
+    except ValueError as error:
         sys.exit(f"lab.compare: {error}")
 
 

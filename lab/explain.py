@@ -113,9 +113,9 @@ class Story:
 
     def predict(self, attempt: Attempt) -> Iterator[str]:
         yield attempt.problem.text
-        for j, (rollout, said) in enumerate(zip(attempt.meta_rollouts, attempt.predictions, strict=True), 1):
-            raw = f"cannot be read, earns nothing: {self.policy.decode(rollout.response_ids)}"
-            yield f"{j}: {masa.render_meta(said) if said else raw}"
+        unread = iter(attempt.unread)
+        for j, said in enumerate(attempt.predictions, 1):
+            yield f"{j}: {masa.render_meta(said) if said else f'cannot be read, earns nothing: {next(unread)}'}"
         if attempt.belief:
             told = " ".join(f"{probability:.2f}" for probability in attempt.belief)
             yield f"believed: {told}; expected pass rate {masa.expected_pass_rate(attempt.belief):.3f}"

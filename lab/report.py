@@ -36,7 +36,6 @@ try:
 except ImportError:
     sys.exit("lab.report needs more packages: pip install -r requirements-lab.txt")
 
-from engine.run_folder import RunError
 from lab import compare
 from lab.awareness import cells, correlation, read_predictions, reliability
 from lab.compare import Run
@@ -254,7 +253,7 @@ def main() -> None:
     try:
         runs = compare.find_runs(options.folders)
         write(runs, file)
-    except (ValueError, RunError) as error:
+    except ValueError as error:
         sys.exit(f"lab.report: {error}")
     print(f"wrote {file}")
     for name, drawn in pictures(runs).items() if options.pictures else ():

@@ -21,6 +21,7 @@ masa.py are tokens of it. Left out: everything that a real pretrained model know
 import argparse
 import random
 import string
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def is_embedded(model: str | Path) -> bool:
         return model == "tiny" or f'"{MARK}"' in (Path(model) / "config.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def untaught(texts: Iterable[str]) -> str:
+    """Return the characters of problems that the embedded policy has never seen in one."""
+    return "".join(sorted(set().union(*texts) - set("0123456789+-*")))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -75,6 +75,7 @@ def imitate(policy: Policy, pairs: Sequence[tuple[str, str]], options: argparse.
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Warm-start a weak model on its own solutions.",
+        usage="%(prog)s --model MODEL --out DIR [OPTIONS], which --help lists",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=argparse.SUPPRESS,  # prints no default of what is required
     )

@@ -80,6 +80,8 @@ def load(name: str) -> list[Problem]:
 
 
 def main() -> None:
+    if {"-h", "--help"} & {*sys.argv}:
+        return print(__doc__)
     if not sys.argv[1:]:
         for name, entry in BENCHMARKS.items():
             print(f"{name:<17}{entry['hub']:<42} {entry.get('note', '')}")

@@ -1,6 +1,6 @@
 r"""Read problems from files and from the Hugging Face hub.
 
-    read_problems("math.jsonl")          # an object per line; also .json (a list) and .parquet
+    read_problems("math.jsonl")          # an object per line; also .json (a list), .csv (with a header) and .parquet
     read_problems("owner/name:test")     # owner/name[/config][:split] on the hub, which needs the package datasets
 
 The fields of common data sets are understood: the problem under "problem", "question" or "prompt" (a text or a chat),
@@ -8,8 +8,11 @@ the answer under "answer", "ground_truth" or "solution", where it may follow "##
 To add a format, write a function that yields (place, record) pairs and name its suffix in READERS.
 """
 
+import csv
+import io
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from problems.source import GENERATORS, Problem, ProblemError
 from problems.verify import extract_answer
 
 TEXT_KEYS, ANSWER_KEYS = ("problem", "question", "prompt"), ("answer", "ground_truth", "solution")  # by preference
-NO_ANSWERS = ("", "proof", "notfound")  # what data sets write where there is nothing to compare with
+NO_ANSWERS = ("", "proof", "notfound", "nan")  # what data sets write where there is nothing to compare with
 HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+){1,2}(:.+)?"
 Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE:LINE", starts error messages
 
@@ -26,10 +29,11 @@ Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE
 def answer_in(record: dict[str, Any]) -> str:
     r"""Return the answer of a record, or "". A solution counts only if it marks its answer with \boxed{} or ####.
 
-    A box wins over ####, which is also a heading of Markdown.
+    A list is taken if it holds a single answer. A box wins over ####, which is also a heading of Markdown.
     """
     for key in ANSWER_KEYS:
         value = record.get(key)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
         text = value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
         if text.strip().casefold() in NO_ANSWERS[1:]:
             return ""
@@ -44,12 +48,15 @@ def answer_in(record: dict[str, Any]) -> str:
 
 def level_in(record: dict[str, Any]) -> int:
     """Return the level of a record, 0 if it has none: 4, "4" and "Level 4" are 4."""
-    digits = re.search(r"\d+", str(record.get("level")))
+    digits = re.search(r"\d{1,9}", str(record.get("level")))
     return int(digits[0]) if digits else 0
 
 
 def read_problem(record: Any, place: str) -> Problem:
-    """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NO_ANSWERS."""
+    """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NO_ANSWERS.
+
+    Raises ProblemError, also for options in a field of their own: the problem would be asked without them.
+    """
     if not isinstance(record, dict):
         raise ProblemError(f"{place}: found a {type(record).__name__}, expected an object")
     text = next((record[key] for key in TEXT_KEYS if record.get(key)), "")
@@ -66,29 +73,66 @@ def read_problem(record: Any, place: str) -> Problem:
     is_blank = any(value.casefold() in NO_ANSWERS or r"\boxed{}" in value for value in given)
     if not (text and (answer or is_blank)):
         what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
-        raise ProblemError(f"{place}: found the keys {list(record)}, expected {what} under {', '.join(keys)}")
+        found = {key: record[key] for key in keys if key in record}
+        shown = reprlib.repr(found) if found else f"the keys {list(record)}"
+        raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
+    if apart := [key for key in ("choices", "options") if record.get(key)]:
+        raise ProblemError(
+            f"{place}: found {apart[0]}, expected them in the text of the problem; delete the field then"
+        )
+    if re.search("[\ud800-\udfff]", text + answer):
+        raise ProblemError(
+            f"{place}: found half of a surrogate pair (such as \\ud83d alone), expected whole characters"
+        )
     return Problem(text, answer, level_in(record), kind)
 
 
-def read_json(name: str) -> Records:
-    """Yield the records of a .jsonl file, or of a .json file: a list, or an object that holds exactly one list."""
-    number = 1
+def read_text(name: str) -> str:
+    """Return the text of a file in UTF-8, without its byte order mark."""
     try:
-        text = Path(name).read_bytes().decode("utf-8-sig")  # -sig skips a byte order mark
-        if name.endswith(".jsonl"):
-            for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028
-                if line.strip():
-                    yield f"{name}:{number}", json.loads(line)
-            return
-        content = json.loads(text or "[]")
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, too long a number, too deeply nested
-        place = f"{name}:{number + getattr(error, 'lineno', 1) - 1}"
-        raise ProblemError(f"{place}: found {getattr(error, 'msg', error)}, expected JSON in UTF-8") from error
-    values = content.values() if isinstance(content, dict) else [content]
-    lists = [value for value in values if isinstance(value, list)]
-    if len(lists) != 1:
-        raise ProblemError(f"{name}: found {len(lists)} lists, expected one, or an object that holds one")
-    yield from ((f"{name}: item {number}", record) for number, record in enumerate(lists[0], 1))
+        return Path(name).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProblemError(f"{name}: found {error}, expected a file in UTF-8 that can be read") from error
+
+
+def read_json(name: str) -> Records:
+    """Yield the records of a JSON file: objects one after the other, a list, or an object that holds exactly one list.
+
+    What is in the file decides, whether it is named .json or .jsonl.
+    """
+    text, decoder, values = read_text(name), json.JSONDecoder(), list[tuple[str, Any]]()
+    end, line = 0, 1
+    try:
+        while match := re.compile(r"\s*(?=\S)").match(text, end):
+            line += text.count("\n", end, match.end())
+            value, after = decoder.raw_decode(text, match.end())
+            values.append((f"{name}:{line}", value))
+            line, end = line + text.count("\n", match.end(), after), after
+    except (ValueError, RecursionError) as error:  # not JSON, too long a number, too deeply nested
+        place = f"{name}:{getattr(error, 'lineno', line)}"
+        raise ProblemError(f"{place}: found {getattr(error, 'msg', error)}, expected JSON") from error
+    if len(values) == 1:
+        [(_, value)] = values
+        lists = [part for part in (value.values() if isinstance(value, dict) else [value]) if isinstance(part, list)]
+        if not isinstance(value, dict) or (lists and not value.keys() & {*TEXT_KEYS}):  # else it is a record
+            if len(lists) != 1:
+                raise ProblemError(f"{name}: found {len(lists)} lists, expected one, or an object that holds one")
+            values = [(f"{name}: item {number}", record) for number, record in enumerate(lists[0], 1)]
+    yield from values
+
+
+def read_csv(name: str) -> Records:
+    """Yield the rows of a CSV file with a header. A comma too many, in a text without quotes, is an error."""
+    rows = csv.reader(io.StringIO(read_text(name), newline=""), skipinitialspace=True, strict=True)
+    try:
+        header = [column.strip() for column in next(rows, [])]
+        for row in (row for row in rows if row):
+            if len(row) != len(header) or len({*header}) < len(header):
+                expected = f"one for each of {', '.join(header)}; a text with a comma needs quotes"
+                raise ProblemError(f"{name}:{rows.line_num}: found {len(row)} fields, expected {expected}")
+            yield f"{name}:{rows.line_num}", dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise ProblemError(f"{name}:{rows.line_num}: found {error}, expected CSV") from error
 
 
 def read_rows(name: str) -> Records:
@@ -98,29 +142,36 @@ def read_rows(name: str) -> Records:
     """
     offline = "Without a network, fetch the data elsewhere and give it as a local .jsonl file."
     try:
-        import datasets
+        if name.lower().endswith(".parquet"):
+            from pyarrow import parquet
 
-        if name.endswith((".parquet", ".json")):
-            rows = datasets.load_dataset(Path(name).suffix[1:], data_files=name, split="train")
+            rows = parquet.ParquetFile(name).read().to_pylist()
+        elif name.endswith(".json"):
+            import datasets
+
+            rows = datasets.load_dataset("json", data_files=name, split="train")
         else:
+            import datasets
+
             path, _, split = name.partition(":")
             rows = datasets.load_dataset(*re.findall("[^/]+/[^/]+|[^/]+", path), split=split or "train")
     except ImportError as error:
-        raise ProblemError(f"{name}: needs the package datasets: pip install datasets. {offline}") from error
+        raise ProblemError(f"{name}: needs a package: pip install {error.name}. {offline}") from error
     except Exception as error:  # files, networks and the hub fail in many ways
         raise ProblemError(f"{name}: could not be loaded ({type(error).__name__}: {error}). {offline}") from error
     yield from ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
-READERS = {".jsonl": read_json, ".json": read_json, ".parquet": read_rows}
+READERS = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".parquet": read_rows}
 
 
 def read_problems(name: str) -> list[Problem]:
     """Read all problems of a file or of a data set on the hub. Raises ProblemError, which names the file and line."""
     path = Path(name)
-    if path.suffix in READERS and not path.is_file():
+    suffix = path.suffix.lower()
+    if suffix in READERS and not path.is_file():
         raise ProblemError(f"{name}: found no such file")
-    if path.suffix not in READERS and (path.exists() or not re.fullmatch(HUB_NAME, name)):
+    if suffix not in READERS and (path.exists() or not re.fullmatch(HUB_NAME, name)):
         choices = f"{', '.join(GENERATORS)}, a file ending in {', '.join(READERS)}, or owner/name[/config][:split]"
         raise ProblemError(f"found {name!r}, expected {choices} on the hub")
-    return [read_problem(record, place) for place, record in READERS.get(path.suffix, read_rows)(name)]
+    return [read_problem(record, place) for place, record in READERS.get(suffix, read_rows)(name)]

@@ -65,6 +65,7 @@ class Source:
     """A stream of training problems for each seed, and a held-out set."""
 
     name: str
+    size: str  # how many problems there are to train on and held out, in words
     problem: Callable[[int, int], Problem]  # (seed, index) -> problem of the training stream of that seed
     held_out: Callable[[int, bool], Iterable[Problem]]  # (seed, whole) -> distinct problems; see heldout
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> number of problems of a file that were dropped
@@ -123,7 +124,7 @@ def generated_source(name: str, draw: Callable[[random.Random], Problem]) -> Sou
                 yield problem
                 misses = 0
 
-    return Source(name, problem, held_out)
+    return Source(name, "problems without end, a tenth of all held out", problem, held_out)
 
 
 def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] | None) -> Source:
@@ -156,7 +157,8 @@ def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] 
         return random.Random(f"held out {seed}").sample(among, len(among))
 
     skipped = Counter({"blank answer": len(problems) - len(answered), "duplicate": len(answered) - len(distinct)})
-    return Source(name, problem, held_out, +(skipped + Counter({"other level": len(distinct) - len(chosen)})))
+    size = f"{len(chosen):,} problems: {len(trained):,} to train, {len(held):,} held out"
+    return Source(name, size, problem, held_out, +(skipped + Counter({"other level": len(distinct) - len(chosen)})))
 
 
 def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:

@@ -27,9 +27,9 @@ STEPS = 9
 
 
 def spawn(*command: str | Path, **options) -> subprocess.Popen:
-    """Start Python on these arguments in the root of the project, as the leader of a process group."""
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, **options)
+    """Start Python on these arguments, in the root of the project unless cwd says otherwise, as a group's leader."""
+    options = {"cwd": ROOT, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True} | options
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, **options)
 
 
 def start(out: Path, *arguments: str, steps: int = STEPS, **options) -> subprocess.Popen:
@@ -105,10 +105,12 @@ def test_a_signal_ends_the_run_after_the_step_and_it_resumes_exactly(name, whole
     finished = interrupt(out, 3, number, "--save-every", "100")
     assert finished.status == 128 + number
     assert f"ended by {name} after step 3 of {STEPS}" in finished.stdout
-    assert f"python train.py --resume --out {out}" in finished.stdout
+    assert f"train.py --resume --out {out}" in finished.stdout
     assert [path.name for path in checkpoints(out)] == ["step-3"]
     train(out, "--resume", "--save-every", "2")
     assert_same_steps(out, whole)
+    kept = [json.loads((out / f"config{when}.json").read_text())["save_every"] for when in ("-until-step-3", "")]
+    assert kept == [100, 2]
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -160,6 +162,28 @@ def test_thirty_kills_lose_and_double_nothing(tmp_path):
         assert_nothing_lost(tmp_path / f"run{seed}", whole)
     print(f"{hits} of 30 kills hit a process that was running")
     assert hits >= 20
+
+
+def test_two_processes_never_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path):
+    options = {"cwd": tmp_path}  # so that runs/ is there
+    command = [ROOT / "train.py", *SMALLEST, "--steps"]
+    both = [spawn(*command, "1", **options) for _ in range(2)]  # at the same time
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    names = ["masa-efficient-tiny-seed0", "masa-efficient-tiny-seed0-2"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+    assert all([row["step"] for row in metrics(tmp_path / "runs" / name)] == [0, 1] for name in names)
+
+    out = tmp_path / "run"
+    first = start(out, "--save-every", "9999", steps=9999)
+    while not (out / run_folder.LOCK).exists():
+        time.sleep(0.01)
+    second = start(out, "--resume", steps=1)
+    printed, _ = second.communicate(timeout=240)
+    assert second.returncode == 1 and "another process is training into it" in printed and "Traceback" not in printed
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    train(out, "--resume", steps=1)
+    assert [row["step"] for row in metrics(out)] == [0, 1]
 
 
 def test_torn_last_lines_are_repaired(whole, broken_off):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pytest
+from conftest import run_script
 
 from engine.command_line import OptionError, Parts, add_flags, declared, defaults_for, make
 from models import tiny
@@ -49,6 +50,17 @@ def test_flags_that_are_wrong_or_left_out_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(flags.split())
     assert flags.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "ablate.py", "models.warm_start"])
+def test_a_mistyped_option_is_named_without_pages_of_usage(name):
+    finished = run_script(name, "--model", "tiny", "--out", "nowhere", "--stepz", "3")
+    assert finished.status == 2 and "--stepz" in finished.stderr and len(finished.stderr.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("module", ["masa.py", "problems.verify", "problems.benchmarks", "lab.ask", "models.tiny"])
+def test_help_works(module):
+    assert run_script(module, "--help").status == 0
 
 
 def test_the_help_names_every_default():

@@ -13,7 +13,8 @@ from test_checkpoint import SMALLEST, Malicious, train
 from test_train import metrics, small_trainer
 
 import grpo
-from engine.run_folder import RunError, check_health, checkpoints, summary
+from engine.run_folder import RunError, check_health, checkpoints
+from engine.terminal import summary
 from models import loading
 from problems import verify, worker
 
@@ -66,6 +67,16 @@ def test_the_summary_tells_lost_updates_and_takes_the_columns_there_are():
     assert "pass@1                           0.250     0.500    +0.250" in table
     assert "notion reward                    0.100     0.300    +0.200" in table
     assert "problems gated                   50.0% on average over all steps" in table
+
+
+def test_a_run_in_which_nothing_worked_says_what_to_try():
+    row = {"step": 0, "eval_pass1": 0.0, "tokens_solution": 7, "tokens_meta": 0, "wall_s": 1.0}
+    later = row | {"step": 1, "train_pass_rate": 0.0, "parsed_frac": 0.0, "truncated_frac": 0.25}
+    told = summary([row, later])
+    assert "--levels 1" in told and "--max-new-tokens: 25% of" in told and "--max-meta-tokens" in told
+    assert "models.warm_start" in told
+    assert "No solution" not in summary([row, later, later | {"train_pass_rate": 0.1}])
+    assert "warm_start" not in summary([row, later | {"train_pass_rate": 0.1, "parsed_frac": None}])
 
 
 def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch):

@@ -293,6 +293,8 @@ def whole(name: str) -> list[Problem]:
         ({"problem": "q", "answer": None, "ground_truth": "7"}, "7"),
         ({"prompt": "q", "reward_model": {"style": "rule", "ground_truth": "34"}}, "34"),
         ({"problem": "q", "answer": r"\text{(A)}"}, r"\text{(A)}"),
+        ({"problem": "q", "answer": ["5"]}, "5"),
+        ({"problem": "q", "answer": [0.5]}, "0.5"),
     ],
 )
 def test_answers_in_records(tmp_path, record, answer):
@@ -324,6 +326,24 @@ def test_jsonl_with_blank_lines_byte_order_mark_and_line_separators(tmp_path):
 def test_json_lists(tmp_path, wrap):
     (tmp_path / "a.json").write_text(json.dumps(wrap(records(20)), indent=1))
     assert len(whole(str(tmp_path / "a.json"))) == 20
+
+
+def test_what_is_in_a_file_decides_not_its_ending(tmp_path):
+    lines, listed = "\n".join(map(json.dumps, records(20))), json.dumps({"data": records(20)}, indent=1)
+    for name, text in (("a.json", lines), ("a.jsonl", listed), ("b.json", lines.split("\n")[0])):
+        (tmp_path / name).write_text(text)
+    assert (
+        whole(str(tmp_path / "a.json")) == whole(str(tmp_path / "a.jsonl"))
+        and len(whole(str(tmp_path / "a.json"))) == 20
+    )
+    assert whole(str(tmp_path / "b.json")) == [Problem("What is 0+0?", "0")]
+
+
+def test_csv(tmp_path):
+    (tmp_path / "a.CSV").write_bytes(
+        '\ufeffquestion, answer, level\r\n"a, ""b""\nc", "1,000", 2\r\n\r\nd,nan,\r\n'.encode()
+    )
+    assert whole(str(tmp_path / "a.CSV")) == [Problem('a, "b"\nc', "1,000", 2)]
 
 
 def test_a_file_is_split_and_shuffled_by_epoch(tmp_path):
@@ -384,7 +404,18 @@ GOOD = '{"problem": "q", "answer": "1"}'
         ("a.jsonl", '{"text": "q", "answer": "1"}', r"a\.jsonl:1: .*text.* under problem, question, prompt"),
         ("a.jsonl", '{"prompt": [], "answer": "1"}', r"a\.jsonl:1: .*expected a problem"),
         ("a.jsonl", '{"prompt": [{"role": "system", "content": "s"}], "answer": "1"}', "expected a problem"),
-        ("a.jsonl", '{"problem": "q", "answer": [1]}', "expected an answer"),
+        (
+            "a.jsonl",
+            '{"problem": "q", "answer": [1, 2]}',
+            r"a\.jsonl:1: found \{'answer': \[1, 2\]\}, expected an answer",
+        ),
+        (
+            "a.jsonl",
+            '{"problem": "q", "answer": {"value": 1}}',
+            r"found \{'answer': \{'value': 1\}\}, expected an answer",
+        ),
+        ("a.jsonl", '{"problem": "which?", "answer": 1, "choices": ["a", "b"]}', r"a\.jsonl:1: found choices"),
+        ("a.jsonl", r'{"problem": "q \ud83d", "answer": "1"}', r"a\.jsonl:1: found half of a surrogate pair"),
         ("a.jsonl", "\n  \n", r"a\.jsonl: found no problem, expected at least one"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: found .*expected JSON"),
         ("a.jsonl", '{"problem": "q", "answer": ' + "1" * 5000 + "}", r"a\.jsonl:1: found .*expected JSON"),
@@ -393,8 +424,17 @@ GOOD = '{"problem": "q", "answer": "1"}'
         ("a.json", "[1]", r"a\.json: item 1: found a int, expected an object"),
         ("a.json", '{"a": [], "b": []}', r"a\.json: found 2 lists, expected one"),
         ("a.json", "3", r"a\.json: found 0 lists, expected one"),
-        ("a.jsonl", b'{"problem": "gro\xdf", "answer": "1"}', r"a\.jsonl:1: found .*0xdf.*expected JSON in UTF-8"),
-        ("data/a.csv", "q,1", r"found 'data/a\.csv', expected"),  # an existing file is not a name on the hub
+        ("a.jsonl", b'{"problem": "gro\xdf", "answer": "1"}', r"a\.jsonl: found .*0xdf.*expected a file in UTF-8"),
+        (
+            "a.csv",
+            'problem,answer\nq,"1,000"\nq, r,2\n',
+            r"a\.csv:3: found 3 fields, expected one for each of problem, ans",
+        ),
+        ("a.csv", "problem,answer\nq\n", r"a\.csv:2: found 1 fields"),
+        ("a.csv", "problem,answer,answer\nq,1,2\n", r"a\.csv:2: found 3 fields"),
+        ("a.csv", 'problem,answer\n"q,1\n', r"a\.csv:2: found unexpected end of data"),
+        ("a.csv", "q;1\nr;2\n", r"a\.csv:2: found the keys \['q;1'\]"),
+        ("data/a.tsv", "q\t1", r"found 'data/a\.tsv', expected"),  # an existing file is not a name on the hub
     ],
 )
 def test_errors_in_files_name_the_place(tmp_path, monkeypatch, name, content, message):
@@ -414,7 +454,7 @@ ANY_NAME = rf"expected {', '.join(GENERATORS)}, a file ending in \.jsonl.*owner/
         *((f"arithmetic:{x}", f"^arithmetic:{x}: found '{x}', expected a share") for x in ("1.5", "-0.1", "nan", "x")),
         ("words:3", "words:3: found the setting '3', expected 'words' without one"),
         *((name, f"{name}: found no such file") for name in ("missing.jsonl", "data/missing.json", "missing.parquet")),
-        *((name, ANY_NAME) for name in ("arithmetics", "", "a.csv", "../x", "a/b/c/d", "https://host/a/b")),
+        *((name, ANY_NAME) for name in ("arithmetics", "", "a.tsv", "../x", "a/b/c/d", "https://host/a/b")),
     ],
 )
 def test_names_that_cannot_be_loaded(name, message):
@@ -450,10 +490,10 @@ def test_a_file_at_an_address_is_one_to_datasets(monkeypatch):
 
 
 def test_without_datasets_the_message_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "datasets", None)  # makes `import datasets` fail
     (tmp_path / "a.parquet").write_bytes(b"")
-    for name in ("openai/gsm8k", str(tmp_path / "a.parquet")):
-        with pytest.raises(ProblemError, match=r"pip install datasets.*Without a network.*local \.jsonl"):
+    for name, package in (("openai/gsm8k", "datasets"), (str(tmp_path / "a.parquet"), "pyarrow")):
+        monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
+        with pytest.raises(ProblemError, match=rf"pip install {package}.*Without a network.*local \.jsonl"):
             load_problems(name)
 
 
@@ -470,10 +510,10 @@ def test_errors_of_the_hub_and_of_its_rows_are_named(monkeypatch):
 
 
 def test_parquet(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{**record, "prompt": [{"role": "user", "content": record.pop("problem")}]} for record in records(20)]
-    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
-    assert len(whole(str(tmp_path / "a.parquet"))) == 20
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a [b].parquet")  # no pattern, just a name
+    assert len(whole(str(tmp_path / "a [b].parquet"))) == 20
 
 
 @pytest.mark.parametrize("answer", ["proof", "Proof", "notfound", None])

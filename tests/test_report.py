@@ -22,7 +22,7 @@ def hostile_problem() -> dict:
     predictions = [{"pass_rate": 0.75, "solution_length": 9, "notions": [HOSTILE]}, None]
     problem = {"problem": HOSTILE, "answer": HOSTILE, "level": 2, "predictions": predictions, "tokens_meta": 3}
     problem |= {"rewards": [dict.fromkeys(REWARDS, 0.0)] * 2, "correct": [1, 0, 0, 0], "lengths": [9, 8, 7, 6]}
-    return problem | {"right_solution": HOSTILE, "wrong_solution": HOSTILE}
+    return problem | {"right_solution": HOSTILE, "wrong_solution": HOSTILE, "unread": [HOSTILE]}
 
 
 class Tags(HTMLParser):

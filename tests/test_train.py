@@ -14,8 +14,8 @@ import grpo
 import masa
 import train
 from engine.command_line import OptionError
-from engine.figures import cost_of_rollouts, cost_of_training
-from engine.run_folder import RunFolder
+from engine.figures import cost_of_rollouts, cost_of_training, transcript
+from engine.run_folder import RunError, RunFolder, hold
 from masa import ImitationOptions, MetaPrediction
 from models import loading
 from problems.source import Problem, ProblemError, load_problems
@@ -159,6 +159,8 @@ def test_predictions_that_do_not_parse_are_counted_and_earn_nothing(monkeypatch)
     assert figures["parsed_frac"] == 0 and trainer.counters["unparsed_predictions"] == 16
     assert figures["reward_difficulty"] == 0 and figures["gated_frac"] == 0
     assert all(attempt.limit == 96 for attempt in attempts)
+    texts = [trainer.policy.decode(rollout.response_ids) for rollout in attempts[0].meta_rollouts]
+    assert transcript(attempts[0], 1)["unread"] == texts
 
 
 def test_a_step_without_a_correct_solution():
@@ -382,20 +384,65 @@ def test_grpo_predicts_nothing_whatever_the_model(model):
 
 
 def test_a_checkpoint_of_the_embedded_policy_keeps_its_defaults(finished_run):
-    options, _ = resolve({"model": str(finished_run / "checkpoints" / "step-3"), "out": "new"})
+    options = Options.of({"model": str(finished_run / "checkpoints" / "step-3")})
     assert options.data.data == "arithmetic" and options.update == Options.of({}).update
 
 
-def test_resume_takes_the_newest_run_and_no_other_algorithm(tmp_path, monkeypatch):
+def test_resume_takes_the_newest_run_and_a_new_one_the_next_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("masa-efficient-tiny-seed0", "masa-efficient-tiny-seed0-2"):
-        RunFolder(Path("runs", name), Options.of({"problems": 7}).flat(), False, 2).restore(small_trainer())
+    for name in ("name", "name-2"):
+        Path("runs", name).mkdir(parents=True)
         Path("runs", name, "metrics.jsonl").write_text('{"step": 1}\n')
-    options, path = resolve({"resume": True})
-    assert path.name == "masa-efficient-tiny-seed0-2" and options.run.problems == 7
-    assert resolve({})[1].name == "masa-efficient-tiny-seed0-3"
-    with pytest.raises(OptionError, match="--algo grpo"):
-        resolve({"resume": True, "algo": "grpo", "out": "runs/masa-efficient-tiny-seed0"})
+    with hold("", "name", resume=True) as resumed, hold("", "name", resume=False) as new:
+        assert (resumed.name, new.name) == ("name-2", "name-3")
+        with hold("", "name", resume=False) as another:
+            assert another.name == "name-4"
+        for out, resume, message in (("runs/name", False, "--resume"), ("", True, "another process is training")):
+            with pytest.raises(RunError, match=message), hold(out, "name", resume):
+                pass
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["name", "name-2"]  # the empty ones are gone
+    assert [path.name for path in Path("runs/name-2").iterdir()] == ["metrics.jsonl"]
+
+
+def write_config(folder: Path, **changes) -> Path:
+    folder.mkdir(exist_ok=True)
+    config = Options.of({"algo": "masa", "model": "warm", "problems": 7}).flat() | changes
+    kept = {name: value for name, value in config.items() if value != "missing"}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_resumed_run_keeps_its_options_and_tells_what_changes(tmp_path, capsys):
+    run = write_config(tmp_path, lr=1)
+    options = resolve({"resume": True, "model": "warm/", "lr": 0.5}, run)
+    assert (options.run.algo, options.run.problems, options.update.lr) == ("masa", 7, 0.5)
+    assert capsys.readouterr().out == "--lr 0.5 from here on; until now the run had 1\n"
+    assert resolve({"model": "warm"}, run).run.problems == 16  # nothing is taken over without --resume
+
+
+@pytest.mark.parametrize(
+    "given, changes, message",
+    [
+        ({"algo": "grpo"}, {}, "--algo grpo: .* is a run of 'masa'; leave --algo out"),
+        ({"model": "other"}, {}, "--model other: .* is a run of 'warm'"),
+        ({"seed": 3}, {}, "--seed 3: .* is a run of 0"),
+        ({}, {"speed": 3}, "config.json: found speed, expected no such option"),
+        ({}, {"lr": "missing"}, "config.json: found no lr"),
+        ({}, {"lr": "fast"}, "config.json: found lr = 'fast', expected a value of type float"),
+        ({}, {"problems": True}, "config.json: found problems = True, expected a value of type int"),
+        ({}, {"gate": "left"}, "--gate: found 'left', expected one of"),
+    ],
+)
+def test_what_a_resumed_run_cannot_be_is_named(given, changes, message, tmp_path):
+    with pytest.raises(OptionError, match=message):
+        resolve({"resume": True} | given, write_config(tmp_path, **changes))
+
+
+def test_a_config_that_is_no_object_is_named(tmp_path):
+    for text in ("[1]", "{torn"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(RunError, match="expected an object in JSON"):
+            resolve({"resume": True}, tmp_path)
 
 
 def test_a_finished_run_is_not_overwritten(finished_run):
