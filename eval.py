@@ -152,6 +152,8 @@ def evaluate(
     policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: TestOptions
 ) -> tuple[dict[str, Any], list[dict]]:
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
+    prompts = [policy.encode(masa.solution_prompt(problem.text)) for problem in problems]
+    policy.check_room(max(map(len, prompts), default=0), sampling.max_new_tokens)  # now, not after an hour
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
     drawing = {name: getattr(sampling, name) for name in (*PUBLISHED, "top_p")}
     result, rows = drawing | summarize(attempts), [transcript(attempt, 0) for attempt in attempts]

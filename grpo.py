@@ -115,7 +115,7 @@ def policy_loss(
 
 def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Estimate KL(policy || reference) for each token with k3: exp(d) - d - 1, where d = reference - policy."""
-    difference = reference_logprobs - logprobs
+    difference = (reference_logprobs - logprobs).clamp(-20, 20)  # as the ratio is, so that it cannot overflow
     return difference.exp() - difference - 1
 
 
@@ -137,6 +137,15 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
 
 
 # ---- log-probs of responses, with gradients
+
+
+def without_randomness(model: Any) -> None:
+    """Prepare the passes of an update: without dropout or noise, as rollouts were drawn, so that ratios start at 1.
+
+    Layers recompute activations (--gradient-checkpointing) only in training mode, so these alone are put into it.
+    """
+    for module in model.modules():
+        module.training = getattr(module, "gradient_checkpointing", False)
 
 
 def token_logprobs(model: Any, samples: Sequence[Sample], temperature: float = 1.0) -> Tensor:
@@ -230,7 +239,7 @@ def update(
     passes = partial(over_batches, token_budget=options.token_budget, temperature=temperature)
     figures: Counter = Counter()
     norms, order = [], list(samples)
-    model.train()
+    without_randomness(model)
     if use_kl:
         with torch.no_grad():
             figures.update(passes(reference, learning, partial(keep, "reference")))
@@ -323,7 +332,7 @@ def imitate(
     tokens = sum(len(sample.response_ids) for sample in samples)
     for number, sample in enumerate(samples):  # with advantage 1 the gradient is that of the log-likelihood
         sample.group, sample.advantage, sample.weight = number, 1.0, 1 / tokens
-    model.train()
+    without_randomness(model)
     figures = over_batches(model, samples, partial(go_backward, options), options.token_budget)
     _, stepped = clip_and_step(model, optimizer)
     model.eval()

@@ -121,8 +121,10 @@ class Trainer:
     """A policy, its optimizers, and all the state that a checkpoint must hold."""
 
     def __init__(self, options: Options, policy: Policy, source: Source, reference: Policy | None = None) -> None:
-        """Start with nothing drawn.  reference: the frozen policy of the KL penalty.  Raises OptionError."""
+        """Start with nothing drawn.  reference: frozen policy of the KL penalty.  Raises OptionError, PolicyError."""
         self.options, self.policy, self.source = options, policy, source
+        longest = max(options.sampling.max_new_tokens, options.sampling.max_meta_tokens)
+        policy.check_room(options.sampling.max_prompt_tokens, longest)
         self.reference = reference.model.requires_grad_(False) if reference else None
         # Two optimizers: supervised gradients are far larger than those of GRPO and would drown them in shared moments.
         parameters = list(policy.model.parameters())

@@ -10,6 +10,7 @@ from operator import methodcaller
 
 from engine import parallel, sampler, update
 from engine.command_line import OptionError
+from models.checks import check_passes
 from models.loading import ModelOptions, load, pick_device
 from models.policy import Policy
 
@@ -35,6 +36,8 @@ def load_policy(options: ModelOptions, name: str = "", samples: bool = True) -> 
     policy.sampler = sampler.sample
     if device == "cuda" or policy.model.config.get_text_config().hidden_size >= SHARED_PROMPTS_SIZE:
         policy.over_batches = update.over_batches
+    if samples:
+        check_passes(policy)
     if parallel.world() > 1:
         policy.over_batches, policy.rank = parallel.over_batches, parallel.rank()
         policy.spread, policy.agree = parallel.spread, parallel.largest

@@ -6,17 +6,19 @@ is refused in words. Run `python -m models.loading` for an example.
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from models import tiny
-from models.policy import Policy
-from models.tiny import PolicyError
+from models import checks, tiny
+from models.policy import Policy, PolicyError
 
+# A template that tells the model the date would change the prompts from one day to the next.
+ONE_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+say = cache(print)  # each message once, however often a model is loaded
 BF16_SAMPLING_SIZE = 512  # a CPU draws from models of a smaller hidden size no faster in bf16 (`lab/bench.py`)
 
 
@@ -24,7 +26,7 @@ BF16_SAMPLING_SIZE = 512  # a CPU draws from models of a smaller hidden size no 
 class ModelOptions:
     """Which model is trained, and where."""
 
-    model: Annotated[str, "tiny (the embedded policy), a model directory or a hub id"] = "tiny"
+    model: Annotated[str, "tiny (the embedded policy), a model directory, a run's folder or a hub id"] = "tiny"
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto uses CUDA if there is a GPU"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "precision of forward passes; auto uses bf16 where it is faster"
@@ -41,63 +43,61 @@ def load(
     trust_remote_code: bool = False,
     dtype: str = "auto",
 ) -> Policy:
-    """Load "tiny", a model directory (also one that holds a .gguf file) or a hub id; see `ModelOptions`.
+    """Load "tiny", a model directory (also one with a .gguf file), a run's folder or a hub id; see `ModelOptions`.
 
     Weights are read from safetensors or GGUF, never from a pickle, which could run any code.
     Raises PolicyError, which says what to do about it.
     """
     device, embedded = pick_device(device), tiny.is_embedded(name)
+    if (checkpoint := str(tiny.newest_checkpoint(name))) != name:
+        say(f"{name} is the folder of a run: its newest checkpoint is taken, {checkpoint}")
+        name = checkpoint
     arguments = _model_arguments(str(tiny.directory()) if name == "tiny" else name)
     arguments["trust_remote_code"] = trust_remote_code  # False, not absent: transformers would ask otherwise
     is_gguf = "gguf_file" in arguments
     unpack: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if is_gguf else {"use_safetensors": True}
     )
+    unpack |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # see checks.py
     try:
         # The embedded policy's tokenizer has masa.py's instructions as tokens, however they are worded now.
         tokenizer = tiny.build_tokenizer() if embedded else AutoTokenizer.from_pretrained(**arguments)
-        model: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "trust_remote_code" in str(error):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack)
+    except Exception as error:  # files from anywhere, read by other people's code
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "trust_remote_code" in reason:
             reason = "it comes with Python files; --trust-remote-code would run them, and they can do all you can do"
+        elif "backend tokenizer" in reason:
+            reason = "it has no tokenizer, or one that cannot be read here; expected a tokenizer.json"
         expected = "'tiny', a directory with a causal LM, or a hub id (which needs a network or a filled cache)"
         raise PolicyError(f"cannot load model {name!r}: {reason}\nExpected {expected}.") from error
+    model, loading_info = loaded
     if is_gguf:  # it is float32 now, but still marked as quantized, which saving would refuse
         model.hf_quantizer = None
+    if "strftime_now" in str(tokenizer.chat_template) and ONE_DATE not in tokenizer.chat_template:
+        tokenizer.chat_template = ONE_DATE + tokenizer.chat_template
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
     if embedded and len(tokenizer) != model.config.vocab_size:
         found = f"found {model.config.vocab_size} tokens in its weights, but models/tiny.py makes {len(tokenizer)}"
         raise PolicyError(f"model {name!r}: {found}; undo the change, or {tiny.REBUILD}")
-    switch_off_dropout(model)
-    check_head(model)
     if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        try:
+            model.activation_checkpointing_enable()
+        except ValueError as error:
+            raise PolicyError(f"--gradient-checkpointing: {error}") from error
     configured = model.generation_config.eos_token_id  # chat models often have two end tokens, and write either
     listed = configured if isinstance(configured, list) else [configured]
-    eos_ids = frozenset({tokenizer.eos_token_id, *listed} - {None})
-    return Policy(model.to(device).eval(), tokenizer, eos_ids, *_dtypes(dtype, device, model))
-
-
-def switch_off_dropout(model: Any) -> None:
-    """Make two forward passes give the same log-probs; evaluation mode would, but rules out gradient checkpointing."""
-    for module in model.modules():
-        for attribute in ("p",) if isinstance(module, torch.nn.Dropout) else ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, attribute, None), float):
-                setattr(module, attribute, 0.0)
-
-
-@torch.no_grad()
-def check_head(model: Any) -> None:
-    """Raise PolicyError unless the model's logits are its output layer applied to its last hidden state.
-
-    The update relies on this; a model that scales or caps its logits afterwards (Gemma 2, Cohere) differs.
-    """
-    ids = torch.arange(4, device=model.device)[None]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    if not torch.allclose(model.get_output_embeddings()(hidden), model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
-        raise PolicyError(f"{type(model).__name__} changes its logits after the output layer, which is not supported")
+    policy = Policy(model.to(device).eval(), tokenizer, frozenset({tokenizer.eos_token_id, *listed} - {None}))
+    policy.sampling_dtype, policy.update_dtype = _dtypes(dtype, device, model)
+    try:
+        checks.check_files(policy, loading_info)
+    except PolicyError as error:
+        raise PolicyError(f"model {name!r}: {error}") from error
+    if policy.turn_end not in policy.eos_ids:
+        say(f"{name}: its chat template ends a turn with {tokenizer.decode(policy.turn_end)}: added to the end tokens")
+        policy.eos_ids |= {policy.turn_end}
+    return policy
 
 
 def pick_device(name: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, cycle, takewhile
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ ATTENTION = {
     "cpu": [SDPBackend.MATH],
     "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
 }
+
+
+class PolicyError(ValueError):
+    """A model cannot be used; the message says which one, why, and what would help."""
 
 
 @dataclass
@@ -55,6 +60,28 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def positions(self) -> float:
+        """The most tokens that a prompt and its response may have together, infinite if the model sets no limit.
+
+        LongRoPE has other frequencies once one row of a batch is longer than the original context, for all of its rows.
+        So a response would depend on its neighbours, and the limit is the original context.
+        """
+        config = self.model.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        rope = getattr(config, "rope_parameters", None) or {}
+        for part in (rope, *rope.values()):  # some models have other frequencies for each kind of layer
+            if isinstance(part, dict) and part.get("rope_type") == "longrope":
+                limits.append(part["original_max_position_embeddings"])
+        return min((limit for limit in limits if limit and limit > 0), default=inf)
+
+    def check_room(self, prompt: int, response: int) -> None:
+        """Raise PolicyError if a prompt and a response of so many tokens do not fit into the model's positions."""
+        if prompt + response > self.positions:
+            found = f"found prompts of up to {prompt} and responses of up to {response}"
+            advice = "lower --max-prompt-tokens, --max-new-tokens or --max-meta-tokens"
+            raise PolicyError(f"{type(self.model).__name__} has room for {self.positions} tokens, {found}: {advice}")
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -82,9 +109,25 @@ class Policy:
         encode = self.tokenizer.apply_chat_template  # Qwen3's template reads enable_thinking, most others ignore it
         return encode(chat, add_generation_prompt=True, enable_thinking=False, return_dict=False)
 
+    @cached_property
+    def turn_end(self) -> int:
+        """The token that ends a response: the first special one that the chat template writes after an answer.
+
+        Without a template, or if it writes none, this is the tokenizer's end token.
+        """
+        if self.tokenizer.chat_template is not None:
+            chat = [{"role": "user", "content": "9+8"}, {"role": "assistant", "content": "9+8=17"}]
+            _, answer, after = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("9+8=17")
+            ids = self.tokenizer.encode(after, add_special_tokens=False)
+            special = [i for i in ids if i in self.tokenizer.added_tokens_decoder]
+            begins_next = self.tokenizer.decode(self.encode("9+8")).endswith(after)  # it always asks for an answer
+            if answer and special and not begins_next:
+                return special[0]
+        return self.tokenizer.eos_token_id
+
     def encode_response(self, text: str) -> list[int]:
         """Return the token ids of a response as the policy would have written it, end token included."""
-        return self.tokenizer.encode(text, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        return self.tokenizer.encode(text, add_special_tokens=False) + [self.turn_end]
 
     @cached_property
     def counts(self) -> tuple[list[int], list[int]] | None:
@@ -138,7 +181,11 @@ class Policy:
         stream: torch.Generator,
         limits: Sequence[int] | None = None,
     ) -> list[list[rollout.Rollout]]:
-        """Draw n responses of at most `longest` tokens to each prompt, with the weights as they are now."""
+        """Draw n responses of at most `longest` tokens to each prompt, with the weights as they are now.
+
+        Raises PolicyError if they may not fit into the model's positions.
+        """
+        self.check_room(max(map(len, prompts), default=0), longest)
         drawing = {"temperature": options.temperature, "top_p": options.top_p, "generator": stream}
         drawing |= {"eos_ids": self.eos_ids, "limits": limits, "max_cache_tokens": options.max_cache_tokens}
         return self.sampler(self.sampling_model(), prompts, n=n, max_new_tokens=longest, **drawing)

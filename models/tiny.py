@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import grpo
 import masa
-from models.policy import Policy
+from models.policy import Policy, PolicyError
 from problems.arithmetic import Step, chain_steps, notion_of
 from problems.source import Problem, load_problems
 
@@ -71,10 +71,6 @@ WARM_START_STEPS, WARM_START_BATCH, WARM_START_LR = 900, 96, 3e-3
 WARM_START_SEED = -1  # the problem stream of the warm start; the seeds of runs are 0 or more
 
 
-class PolicyError(ValueError):
-    """A model cannot be used; the message says which one, why, and what would help."""
-
-
 def directory() -> Path:
     """Return the model directory of the embedded policy. Raise PolicyError if one of its files is missing."""
     for path in (DIRECTORY / "config.json", DIRECTORY / "model.safetensors"):
@@ -83,10 +79,17 @@ def directory() -> Path:
     return DIRECTORY
 
 
+def newest_checkpoint(model: str | Path) -> str | Path:
+    """Return the newest checkpoint if `model` is the folder of a run, else `model` itself."""
+    steps = sorted(Path(model).glob("checkpoints/step-*"), key=lambda path: (len(path.name), path.name))
+    return steps[-1] if steps else model
+
+
 def is_embedded(model: str | Path) -> bool:
-    """Return whether `model` is "tiny" or the directory of an embedded policy, such as a checkpoint of a run."""
+    """Return whether `model` is "tiny", the directory of an embedded policy, or the folder of a run of one."""
     try:
-        return model == "tiny" or f'"{MARK}"' in (Path(model) / "config.json").read_text(encoding="utf-8")
+        config = Path(newest_checkpoint(model)) / "config.json"
+        return model == "tiny" or f'"{MARK}"' in config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import grpo
 import masa
+from models.checks import check_passes
 from models.loading import load
 from models.policy import Policy
 from models.tiny import WARM_START_SEED, meta_demonstration
@@ -97,11 +98,12 @@ def main() -> None:
     try:
         source = load_problems(options.data, DataOptions(levels=options.levels).chosen_levels)
         policy = load(options.model, options.device)
+        check_passes(policy)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # bad levels, problems, model or folder: each message says which
+        drawn = islice(correct_solutions(policy, source, options), options.solutions)
+        pairs = list(tqdm(drawn, desc="correct solutions", total=options.solutions, unit="solution"))
+    except (ValueError, OSError) as error:  # bad levels, problems, model, lengths or folder: each message says which
         sys.exit(f"warm_start.py: {error}")
-    drawn = islice(correct_solutions(policy, source, options), options.solutions)
-    pairs = list(tqdm(drawn, desc="correct solutions", total=options.solutions, unit="solution"))
     if not pairs:
         sys.exit(f"warm_start.py: found no correct solution to {GIVE_UP} problems; try easier --levels")
     skipped = imitate(policy, pairs, options)

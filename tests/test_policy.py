@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT
-from random_models import llama, qwen3
+from random_models import qwen3
 from torch.nn.attention import sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -142,21 +142,6 @@ def test_a_qwen3_shaped_model_loads(embedded, tmp_path):
     model.save_pretrained(tmp_path)
     embedded.tokenizer.save_pretrained(tmp_path)
     assert load(str(tmp_path), device="cpu").model.config.model_type == "qwen3"
-
-
-def test_a_model_that_caps_its_logits_is_refused():
-    model = llama()
-    loading.check_head(model)
-    plain = model.forward
-
-    def capped(*args, **kwargs):
-        output = plain(*args, **kwargs)
-        output.logits = 2 * torch.tanh(output.logits / 2)
-        return output
-
-    model.forward = capped
-    with pytest.raises(PolicyError, match="changes its logits"):
-        loading.check_head(model)
 
 
 @pytest.mark.parametrize(
