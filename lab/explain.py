@@ -29,7 +29,8 @@ WIDTH, LONGEST_LINE = 100, 1000  # columns of a terminal; characters that are sh
 SHOWN_PROBLEMS, SHOWN_SOLUTIONS, SHOWN_TOKENS = 3, 8, 8
 KINDS = {"solution": "solutions", "meta": "predictions"}
 # Few problems, predictions that are acted on at once, and the full learning rate: a warm-up would hide the change.
-DEFAULTS = {"problems": 3, "samples": 6, "predictions": 4, "efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
+DEFAULTS = {"problems": 3, "samples": 6, "predictions": 4, "efficient_from": 1, "explore": 0.0}
+DEFAULTS |= {"warmup_steps": 0, "lr_end": 1.0}
 
 
 def tell(given: dict[str, Any]) -> None:

@@ -78,8 +78,8 @@ def test_the_summary_worked_out_by_hand():
 
 
 def test_the_command_writes_what_it_prints(tmp_path):
-    small = "--problems 6 --samples 4 --hints --data arithmetic words --max-new-tokens 12 --max-meta-tokens 12 --out".split()
-    finished = run_script("eval.py", *small, str(tmp_path))
+    small = "--problems 6 --samples 4 --hints --data arithmetic words --max-new-tokens 12 --max-meta-tokens 12"
+    finished = run_script("eval.py", *small.split(), "--out", str(tmp_path))
     assert finished.status == 0, finished.stderr
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert [(result["model"], result["data"]) for result in results] == [("tiny", "arithmetic"), ("tiny", "words")]
