@@ -2,7 +2,6 @@
 
 import json
 import random
-import zlib
 
 import pytest
 from hypothesis import given
@@ -206,4 +205,3 @@ def test_prompts_name_everything_that_the_answer_needs():
     for part in ("1 + 1 = ?", "777", "pass_rate", "solution_length", "notions", "0 to 8"):
         assert part in prompt and part in reasoning
     assert "<meta>" not in prompt and "between <meta> and </meta>" in reasoning and "nothing but" not in reasoning
-    assert zlib.crc32(prompt.encode()) == 4239522183  # a model that is trained with a prompt knows this one only
