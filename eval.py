@@ -112,7 +112,7 @@ def attempt_all(
             if policy.counts:
                 read(policy, batch, sampling)
         for attempt in batch if hints else ():
-            attempt.hint = masa.hint_notions(attempt.predictions)
+            attempt.hints = [masa.hint_notions(attempt.predictions)]
         solve(policy, batch, sampling, stream)
         align(batch)
     return attempts

@@ -90,12 +90,11 @@ class _Batch:
         self.number = self.number[alive]
         parts = [(self.cache, alive)] if len(alive) else []
         if admitted := self._admit(self.number.tolist()):
-            row = {
-                i: row for row, i in enumerate(dict.fromkeys(number // self.n for number in admitted))
-            }  # of prompt i
-            rows = torch.tensor([row[number // self.n] for number in admitted], device=alive.device)
+            wanted = [tuple(self.prompts[number // self.n]) for number in admitted]
+            row = {prompt: row for row, prompt in enumerate(dict.fromkeys(wanted))}  # equal prompts run once
+            rows = torch.tensor([row[prompt] for prompt in wanted], device=alive.device)
             cache = DynamicCache()
-            output, _ = run_prompts(self.model, [self.prompts[i] for i in row], cache, logits_to_keep=1)
+            output, _ = run_prompts(self.model, list(row), cache, logits_to_keep=1)
             new = torch.tensor(admitted, device=alive.device)
             self._draw(new, output.logits[:, -1][rows])
             parts.append((cache, rows))

@@ -59,8 +59,9 @@ def said(attempt: Attempt) -> Iterator[str]:
         notions = ", ".join(dict.fromkeys(notion for prediction in read for notion in prediction.notions)) or "none"
         yield f"said       {fmean(counts):.3g} of {masa.PASS_RATE_SCALE} right {counts}, tokens {lengths}"
         yield f"           notions {notions}"
-    for text in attempt.unread:
-        yield f"unreadable {text}"
+    for text, prediction in zip(attempt.meta_responses, attempt.predictions, strict=True):
+        if not prediction:
+            yield f"unreadable {text}"
 
 
 def happened(attempt: Attempt) -> Iterator[str]:

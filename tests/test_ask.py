@@ -22,7 +22,7 @@ def lines(monkeypatch):
 
     def predict(policy, attempts, sampling, stream):
         attempts[0].predictions = [MetaPrediction(0.0, 20, ("carry",)), MetaPrediction(0.125, 30, ("ok",)), None]
-        attempts[0].unread = ["odd"]
+        attempts[0].meta_responses = ["one", "two", "odd"]
 
     def solve(policy, attempts, sampling, stream):
         attempts[0].responses = RESPONSES
