@@ -37,6 +37,10 @@ T_QUANTILES = (
 COSTS = ("tokens", "flops")  # columns of metrics.jsonl
 FINAL_EVALUATIONS = 3  # GRPO's final pass@1, the target, is the mean of the last three
 BASELINE, ORACLE = "grpo", "oracle-gate"
+# Figures of training steps that are averaged over the last ones; docs/glossary.md explains them.
+IN_TRAINING = """entropy mean_length grad_norm zero_variance_frac gated_frac cutoff_frac gate_precision gate_recall
+wrongly_cut_frac eval_mean_length""".split()
+LAST_STEPS = 20
 REWARD = "eval_reward_"  # the columns of metrics.jsonl that hold meta rewards begin with this
 
 
@@ -184,6 +188,8 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
     explained = dict(zip(columns.values(), shares, strict=True)) if shares else {}
     changes, change_shares = changes_explained(predicting, [*columns.values()])
     known = {name: figures for name, group in variants.items() if (figures := last_awareness(group))}
+    in_training = [column for column in IN_TRAINING if any(row.get(column) is not None for r in runs for row in r.rows)]
+    last = column_table(runs, in_training, {"": slice(-LAST_STEPS, None)}) if in_training else []
     tables = {
         "Held-out pass@1, and how many times fewer tokens and flops than GRPO a variant needs to reach and hold "
         "GRPO's final pass@1 (mean [95% interval])": accuracy_rows(variants),
@@ -191,6 +197,7 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
         f"What explains how a problem's pass rate changes between two evaluations (Shapley R², {changes} changes, not "
         "independent; version 1 of the paper: notion 67.1%, difficulty 23.1%, length 8.4%, step 1.4%)": [change_shares],
         f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(known),
+        f"Training, mean over the last {LAST_STEPS} steps": last,
     }
     return {title: rows for title, rows in tables.items() if any(rows)}, lacking(runs)
 
@@ -303,7 +310,7 @@ def column_table(runs: Sequence[Run], columns: Sequence[str], parts: dict[str, s
             for label, part in parts.items():
                 steps = [row for run in group for row in [row for row in run.rows if row["step"]][part]]
                 values = [row[column] for row in steps if isinstance(row.get(column), int | float)]
-                table[-1][f"{column}, {label}"] = float(fmean(values)) if values else None
+                table[-1][f"{column}, {label}" if label else column] = float(fmean(values)) if values else None
     return table
 
 

@@ -4,17 +4,19 @@
     python -m lab.report runs/main --out main.html                  # all runs below a folder, seeds together
     python -m lab.report runs/main --pictures pictures              # also the README's pictures, as SVG files
 
-It shows the tables of lab/compare.py, learning curves against steps and tokens, predicted against actual pass rates
-while training, before and after, the gate beside an oracle, where the tokens went, and real transcripts, the worst
-mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is lab/report.html, a template
-of Jinja, which escapes whatever a model wrote.
+It shows what training has changed, the options, the tables of lab/compare.py, curves against steps and tokens,
+predicted against actual pass rates while training, before and after, the gate beside an oracle, where the tokens went, and
+real transcripts, the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is
+lab/report.html, a template of Jinja, which escapes whatever a model wrote.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from html import escape
 from io import StringIO
 from itertools import compress
@@ -36,6 +38,7 @@ try:
 except ImportError:
     sys.exit("lab.report needs more packages: pip install -r requirements-lab.txt")
 
+from engine.command_line import as_flags
 from lab import compare
 from lab.awareness import cells, correlation, read_predictions, reliability
 from lab.compare import Run
@@ -44,6 +47,16 @@ from masa import predicted_pass_rate
 WORST, BEST = 6, 2  # transcripts shown of each variant
 COLOURS = 8  # those of report.mplstyle, which colour-blind readers can tell apart
 GREY, LIGHT = "#5d6a73", "#9aa5ad"
+DOT = 12  # area of the dot of one problem, in square points
+# The curves of training steps, in two rows: {title: column of metrics.jsonl}.
+STEP_CURVES = (
+    {"entropy of solutions": "entropy", "length of solutions": "mean_length", "gradient norm": "grad_norm"},
+    {
+        "problems gated": "gated_frac",
+        "correct beyond the limit": "wrongly_cut_frac",
+        "zero variance": "zero_variance_frac",
+    },
+)
 WIDTH, HEIGHT = 4.4, 3.0  # of a chart in inches; the page scales it
 ROOM = Path(__file__).parent  # also holds the page's template and styles
 MILLIONS = EngFormatter(sep=" ")  # writes 1500000 as "1.5 M"
@@ -75,11 +88,10 @@ def panels(count: int, x_label: str, y_label: str, unit_square: bool = False) ->
 def over_seeds(seeds: Sequence[Run], column: str, against: str) -> tuple[NDArray, NDArray]:
     """Return x (points,) and y (seeds, points) of a column of metrics.jsonl against "step" or "tokens".
 
-    Seeds spend different numbers of tokens; their curves are interpolated at the evaluations of the seed that ends
-    first. Both arrays are empty if no seed has the column.
+    Seeds spend different numbers of tokens; their curves are interpolated at the points of the seed that ends first.
+    Both arrays are empty if no seed has the column.
     """
-    points = [list(zip(run.evaluated(against), run.evaluated(column), strict=True)) for run in seeds]
-    known = [[(x, y) for x, y in curve if y is not None] for curve in points]
+    known = [[(row[against], row[column]) for row in run.rows if row.get(column) is not None] for run in seeds]
     curves = [np.array(curve, float).T for curve in known if curve]
     common = min((x for x, _ in curves), key=lambda x: x[-1], default=np.empty(0))
     return common, np.array([np.interp(common, x, y) for x, y in curves])
@@ -96,11 +108,30 @@ def learning_curves(variants: Variants, y_label: str, charts: dict[str, tuple[st
         for i, (name, runs) in enumerate(variants.items()):
             x, y = over_seeds(runs, column, against)
             if len(x):
-                style, colour = ".-" if i < COLOURS else ".--", colour_of(name, variants)
-                ax.plot(x, y.mean(axis=0), style, color=colour, label=name)
+                style, colour = "-" if i < COLOURS else "--", colour_of(name, variants)
+                marker = "." if column.startswith("eval_") else ""  # else there is a point for each step
+                ax.plot(x, y.mean(axis=0), style, marker=marker, color=colour, label=name)
                 ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def step_charts(variants: Variants) -> list[Markup]:
+    """Draw what happened in each training step, as far as any run has it."""
+
+    def is_known(column: str) -> bool:
+        return any(len(over_seeds(runs, column, "step")[0]) for runs in variants.values())
+
+    rows = [{title: (column, "step") for title, column in row.items() if is_known(column)} for row in STEP_CURVES]
+    return [svg(learning_curves(variants, "in training", charts), ", ".join(charts)) for charts in rows if charts]
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """Return what training has changed, over all seeds of a variant."""
+    before, after = (fmean(run.evaluated()[i] for run in runs) for i in (0, -1))
+    tokens = fmean(run.rows[-1]["tokens"] for run in runs)
+    steps = max(run.rows[-1]["step"] for run in runs)
+    return f"pass@1 {before:.3f} before training, {after:.3f} after {steps} steps and {tokens / 1e6:.3g} M tokens"
 
 
 def colour_of(name: str, variants: Variants) -> str:
@@ -151,7 +182,10 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         points = predicted_and_actual([p for run in runs for row in run.evaluations[part] for p in row["problems"]])
         if points:
             predicted, actual, correct, drawn = zip(*points, strict=True)
-            ax.scatter(predicted, actual, s=28, color=colour, alpha=0.3, linewidths=0)  # where some coincide, darker
+            places = Counter(zip(predicted, actual, strict=True))  # the area of a dot says how many problems it is
+            sizes = [DOT * count for count in places.values()]
+            x, y = zip(*places, strict=True)
+            ax.scatter(x, y, s=sizes, color=colour, alpha=0.4, linewidths=0)
             ax.plot(*zip(*reliability(predicted, correct, drawn), strict=True), ".-", color=colour)
     return svg(figure, f"actual against predicted pass rates of {name}, before and after training")
 
@@ -216,11 +250,15 @@ def page(runs: Sequence[Run]) -> str:
     template = Environment(loader=FileSystemLoader(ROOM), autoescape=True, trim_blocks=True).get_template("report.html")
     return template.render(
         runs=runs,
+        date=date.fromtimestamp(max((run.path / "metrics.jsonl").stat().st_mtime for run in runs)),
+        headlines={name: headline(group) for name, group in variants.items()},
+        options={f"{run.variant}, seed {run.seed}": " ".join(as_flags(run.options)) for run in runs},
         tables={title: cells(rows) for title, rows in tables.items()},
         notes=notes,
         accuracy=accuracy_chart(variants),
         rewards=rewards and svg(learning_curves(variants, "mean reward", rewards), "rewards of predictions"),
         rates=known and svg(rate_curves(variants), "predicted and actual pass rates while training"),
+        steps=step_charts(variants),
         awareness={name: (awareness_chart(name, variants), gate_chart(name, variants, known[name])) for name in known},
         tokens=tokens_chart(variants),
         transcripts={f"{run.variant}, seed {run.seed}": shown for run in first if (shown := transcripts(run))},

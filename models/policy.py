@@ -7,6 +7,7 @@ faster, responses are drawn from a bf16 copy of the weights, and the update runs
 
 import contextlib
 import copy
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -213,3 +214,5 @@ class Policy:
         model = self.model if weights is None else self.sampling_copy  # whose class has the name that counts
         model.save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)
+        for file in Path(directory).glob("*.safetensors"):  # written as a temporary file, which only its owner may read
+            shutil.copymode(Path(directory) / "config.json", file)

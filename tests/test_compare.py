@@ -135,6 +135,13 @@ def test_a_comparison_by_hand(tmp_path):
     assert "| thrifty " in text and "50%" in text and "0 of 2" in text
 
 
+def test_figures_of_training_are_means_over_the_last_20_steps(tmp_path):
+    path = write_run(tmp_path, "grpo", 0, [0] * 31, [0.5] * 31)
+    rows = [row | {"entropy": row["step"], "grad_norm": None} for row in read_rows(path / "metrics.jsonl")]
+    write_rows(path / "metrics.jsonl", rows)
+    assert tables(tmp_path)[-1]["grpo"] == {"variant": "grpo", "entropy": 20.5}  # of steps 11 to 30
+
+
 def test_without_grpo_nothing_is_compared_to_it(tmp_path):
     write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
     [accuracy] = tables(tmp_path)

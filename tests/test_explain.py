@@ -56,7 +56,7 @@ def test_the_command_tells_each_step_within_the_terminal_and_writes_nothing(tmp_
     for number in "12345678":
         assert re.search(rf"(?m)(^| ){number}\. [A-Z]+", finished.stdout)
     assert "learning rate 0.0003" in finished.stdout and "before training" in finished.stdout
-    assert "steps have 16 problems, 2 predictions and 16 solutions" in finished.stdout  # the run's own, not the story's
+    assert "steps have 32 problems, 2 predictions and 4 solutions" in finished.stdout  # the run's own, not the story's
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,7 +196,7 @@ def test_grpo_has_no_predictions_to_tell_of_and_flags_win_over_defaults():
     assert printed.startswith("One step of grpo: 5 problems, 0 predictions and 4 solutions")
     assert "steps have 32 problems, 0 predictions and 4 solutions" in printed  # the run's own
     assert "It is asked 0 times" in printed and "experts collected: 0;" in printed and "of predictions" not in printed
-    assert "learning rate 1e-05" in printed and "problems skipped 0," in printed and "solutions: 20," in printed
+    assert "learning rate 3e-05" in printed and "problems skipped 0," in printed and "solutions: 20," in printed
 
 
 def test_a_variant_is_told_with_what_it_leaves_out():

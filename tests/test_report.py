@@ -59,6 +59,8 @@ def hostile_page(tmp_path) -> str:
         path = write_run(tmp_path, variant, seed, [0, 1000, 2_000_000], [0.2, 0.4, 0.6], meta=4)
         row = {"step": 2, "training_s": 1.0, "problems": [hostile_problem()] * 2}
         write_rows(path / "evaluations.jsonl", [row | {"step": 0}, row])
+        rows = [row | {"grad_norm": 0.5, "wrongly_cut_frac": 0.25} for row in read_rows(path / "metrics.jsonl")]
+        write_rows(path / "metrics.jsonl", rows)
     file = tmp_path / "report.html"
     report.write(compare.find_runs([tmp_path]), file)
     return file.read_text(encoding="utf-8")
@@ -80,22 +82,12 @@ def test_nothing_is_fetched(hostile_page):
 
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
-    parts = [
-        "MASA: 3 runs",
-        "pass@1 against steps",
-        "pass@1 against tokens",
-        "before training",
-        "reward: notion",
-        "correlation of the two",
-    ]
+    parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
+    parts += ["correlation of the two"]
     parts += ["reliability", "the gate after training", "Where the tokens went", "in predictions", "Transcripts"]
-    parts += [
-        "off by 0.50",
-        "1 of 4 correct",
-        "correct solutions have 9 to 9 tokens",
-        "(did not parse) </pre>",
-        "75% correct",
-    ]
+    parts += ["grpo: pass@1 0.200 before training, 0.600 after 2 steps and 2 M tokens", "trained until 20", "--seed=1"]
+    parts += ["gradient norm", "correct beyond the limit", "off by 0.50", "1 of 4 correct", "(did not parse)"]
+    parts += ["correct solutions have 9 to 9 tokens", "75% correct"]
     assert [part for part in parts if part not in text] == []
 
 
@@ -119,6 +111,16 @@ def test_a_run_without_predictions_or_evaluations_has_a_report(tmp_path):
     text = "".join(parsed(report.page(compare.find_runs([tmp_path]))).text)
     assert "pass@1 against steps" in text
     assert not any(part in text for part in ("Transcripts", "Rewards of predictions", "Does it know itself"))
+
+
+def test_the_area_of_a_dot_is_the_number_of_its_problems(tmp_path, monkeypatch):
+    path = write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
+    problems = [hostile_problem() | {"correct": correct} for correct in ([0] * 4, [1, 0, 0, 0], [0] * 4, [0] * 4)]
+    write_rows(path / "evaluations.jsonl", [{"step": 1, "training_s": 1.0, "problems": problems}])
+    drawn = []
+    monkeypatch.setattr(report.Axes, "scatter", lambda self, x, y, s, **_: drawn.append((x, y, s)))
+    report.awareness_chart("masa", compare.by_variant(compare.find_runs([tmp_path])))
+    assert drawn[0] == ((0.75, 0.75), (0.0, 0.25), [3 * report.DOT, report.DOT])
 
 
 def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):

@@ -59,6 +59,8 @@ def test_a_run_leaves_what_is_promised(finished_run):
     shown = [json.loads(line) for line in (finished_run / "rollouts.jsonl").read_text().splitlines()]
     assert {row["step"] for row in shown} == {1, 2, 3} and all(row["problem"] for row in shown)
     assert [path.name for path in (finished_run / "checkpoints").iterdir()] == ["step-3"]
+    files = [finished_run / "checkpoints" / "step-3" / name for name in ("model.safetensors", "trainer.pt")]
+    assert len({file.stat().st_mode for file in files}) == 1  # who may read them is for the umask to say
 
 
 def test_the_same_seed_gives_the_same_metrics(finished_run, tmp_path):
