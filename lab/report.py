@@ -5,9 +5,9 @@
     python -m lab.report runs/main --pictures pictures              # also the README's pictures, as SVG files
 
 It shows what training has changed, the options, the tables of lab/compare.py, curves against steps and tokens,
-predicted against actual pass rates while training, before and after, the gate beside an oracle, where the tokens went, and
-real transcripts, the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is
-lab/report.html, a template of Jinja, which escapes whatever a model wrote.
+predicted against actual pass rates while training, before and after, the gate beside an oracle, where the tokens went,
+and real transcripts, the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself
+is lab/report.html, a template of Jinja, which escapes whatever a model wrote.
 """
 
 import argparse
