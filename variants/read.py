@@ -7,13 +7,13 @@ predictions are drawn; with --predictions they can be drawn as well.
 
 1. Predict    read the belief about each problem                              `Policy.beliefs`
 2. Gate       skip what is believed to be all wrong (--gate both: all alike)  `masa.probability_alike`
-8. Imitate    teach the counts that came true, one token for each of the last 128 problems that were solved
+8. Imitate    teach the counts that came true, one token for each of the last --read-lessons problems
 
 Teaching is one supervised step. Its loss is the cross-entropy of the counts that came true, a *proper* score: its mean
 is least if beliefs are the frequencies with which the counts come true. Rewarding a drawn count does not have this
 effect, since it makes the likeliest count still likelier. So with --predictions, leave the pass rate out of their
-reward: --meta-rewards length,notion. The problems of a single step would do for teaching, but the gradient of four
-times as many is less noisy, and the policy knows more at the same learning rate.
+reward: --meta-rewards length,notion. The problems of a single step would do for teaching (--read-lessons 32), but the
+gradient of four times as many is less noisy, and the policy knows more at the same learning rate.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,6 @@ from grpo import Sample
 from problems.source import Problem
 from rollout import Attempt, read
 from train import Trainer
-
-LESSONS = 128  # problems in a step of teaching
 
 
 class Reader(Trainer):
@@ -55,7 +53,7 @@ class Reader(Trainer):
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Imitate experts, if there are any, and teach what came true."""
         self.lessons += [(a.problem.text, masa.pass_rate_count(a.pass_rate)) for a in solved]
-        self.lessons = self.lessons[-LESSONS:]
+        self.lessons = self.lessons[-self.options.imitation.read_lessons :]
         return super().imitate(solved, step) | {"read_loss": self.teach(step)}
 
     def teach(self, step: int) -> float | None:
