@@ -43,8 +43,13 @@ def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:
 
 
 def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) -> float:
-    """Return base ^ |predicted - actual pass rate|, both fractions: 1 if exact, 0.1 if off by half, 0.01 at worst."""
-    return base ** abs(predicted - pass_rate)
+    """Return base ^ |predicted - actual pass rate|, both fractions: 1 if exact, 0.1 if off by half, 0.01 at worst.
+
+    base 0: return Brier's 1 - |predicted - actual|^2 instead. It is a proper score: on average it pays most for the true
+    pass rate, where the power pays most for the single rate that comes true most often, such as 0 for hopeless problems.
+    """
+    distance = abs(predicted - pass_rate)
+    return base**distance if base else 1 - distance**2
 
 
 def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Sequence[bool], problem: str) -> float:
@@ -129,9 +134,7 @@ class RewardOptions:
     """What predictions are rewarded for."""
 
     meta_rewards: Annotated[str, "alignment rewards whose mean trains predictions"] = ",".join(COMPONENTS)
-    difficulty_base: Annotated[
-        float, "the difficulty reward of a pass rate that is entirely wrong", {"above": 0, "most": 1}
-    ] = 0.01
+    difficulty_base: Annotated[float, "of the difficulty reward; 0: Brier's score instead", {"least": 0}] = 0.01
 
     def __post_init__(self) -> None:
         """Split the names into `components`.  Raises ValueError for an unknown one."""

@@ -218,3 +218,11 @@ def test_solutions_are_verified_by_the_kind_of_their_problem():
     policy.decode = lambda ids: r"\boxed{unknown}"
     solve(policy, [attempt], SamplingOptions(samples=2, max_new_tokens=4), torch.Generator().manual_seed(0))
     assert attempt.correct == [True, True]
+
+
+def test_a_proper_score_pays_most_for_the_mean():
+    """Two of three times nobody is right, else everybody: the power pays for saying 0, Brier's score for 1/3."""
+    outcomes, said = [0.0, 0.0, 1.0], [k / 12 for k in range(13)]
+    best = {b: max(said, key=lambda p: sum(difficulty_reward(p, o, b) for o in outcomes)) for b in (0.01, 0.0)}
+    assert best == {0.01: 0.0, 0.0: 4 / 12}
+    assert difficulty_reward(0.75, 0.5, base=0.0) == 1 - 0.0625
