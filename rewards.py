@@ -45,8 +45,8 @@ def length_reward(predicted: float, correct_lengths: Sequence[int]) -> float:
 def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) -> float:
     """Return base ^ |predicted - actual pass rate|, both fractions: 1 if exact, 0.1 if off by half, 0.01 at worst.
 
-    base 0: return Brier's 1 - |predicted - actual|^2 instead. It is a proper score: on average it pays most for the true
-    pass rate, where the power pays most for the single rate that comes true most often, such as 0 for hopeless problems.
+    base 0: return Brier's 1 - |predicted - actual|^2 instead. It is a proper score: on average it pays most for the
+    true pass rate. The power pays most for the rate that comes true most often, such as 0 among hopeless problems.
     """
     distance = abs(predicted - pass_rate)
     return base**distance if base else 1 - distance**2

@@ -153,7 +153,7 @@ class Story:
             if said:
                 arithmetic = {
                     "length": f"{said.solution_length} {'inside' if earned.length else 'outside'}: ",
-                    "difficulty": f"{base:g}^|{said.pass_rate:g} - {share}| = ",
+                    "difficulty": f"{base:g}^|{said.pass_rate:g} - {share}| = " if base else "",
                     "notion": f"{votes(attempt, said.notions)}: ",
                 }
                 values = {part: f"{getattr(earned, part):.4g}" for part in rewards.COMPONENTS}
