@@ -19,6 +19,7 @@ LIMITS = {
     "confidence": (3, 40, ["tests/test_masa.py", "tests/test_rewards.py"]),
     "estimator": (2, 30, ["tests/test_grpo.py"]),
     "family": (2, 16, ["tests/test_problems.py"]),
+    "lora": (5, 75, ["tests/test_policy.py"]),
 }
 HOW_TO_MEND = """
 The code around tests/changes/{name}.diff has changed, so the diff must be made again. On a clean working tree:
