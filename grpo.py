@@ -143,10 +143,7 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
 
 
 def without_randomness(model: Any) -> None:
-    """Prepare the passes of an update: without dropout or noise, as rollouts were drawn, so that ratios start at 1.
-
-    Layers recompute activations (--gradient-checkpointing) only in training mode, so these alone are put into it.
-    """
+    """Turn off dropout and noise, as in sampling; only layers that recompute activations need training mode."""
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
 

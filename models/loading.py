@@ -74,8 +74,9 @@ def load(
     model, loading_info = loaded
     if is_gguf:  # it is float32 now, but still marked as quantized, which saving would refuse
         model.hf_quantizer = None
-    if "strftime_now" in str(tokenizer.chat_template) and ONE_DATE not in tokenizer.chat_template:
-        tokenizer.chat_template = ONE_DATE + tokenizer.chat_template
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template and ONE_DATE not in template:
+        tokenizer.chat_template = ONE_DATE + template
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"model {name!r}: its tokenizer names no end token")
     if embedded and len(tokenizer) != model.config.vocab_size:

@@ -10,11 +10,13 @@ import torch
 from conftest import ROOT
 from random_models import REFUSED, TOKENIZER, TRAINED, save_random
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 import eval as evaluation
 import grpo
 import train
 from engine.load import load_policy
+from models import tiny
 from models.loading import ONE_DATE, ModelOptions, PolicyError, load
 from rollout import SamplingOptions
 from train import Options
@@ -129,9 +131,7 @@ def test_prompts_and_responses_must_fit_into_the_positions(tmp_path, monkeypatch
     rope["original_max_position_embeddings"] = 64  # from here on, one row changes the frequencies of all
     long = save_random(tmp_path / "long", "llama", rope_parameters=rope)
     assert load_here(long).positions == 64
-    message = (
-        "has room for 256 tokens, found prompts of up to 128 and responses of up to 129: lower --max-prompt-tokens"
-    )
+    message = "room for 256 tokens, found prompts of up to 128 and responses of up to 129: lower --max-prompt-tokens"
     given = {"model": save_random(tmp_path / "model", "gpt2"), "data": "arithmetic", "device": "cpu"}
     given |= {"max_prompt_tokens": 128, "eval_problems": 2}
     with pytest.raises(PolicyError, match=message):
@@ -150,79 +150,65 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def change_weights(directory: Path, change) -> None:
+def change(directory: Path, change) -> None:
     weights = change(load_file(directory / "model.safetensors"))
-    save_file(
-        {name: tensor.clone() for name, tensor in weights.items()}, directory / "model.safetensors", {"format": "pt"}
-    )
+    contiguous = {name: tensor.clone() for name, tensor in weights.items()}
+    save_file(contiguous, directory / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize(
-    "change, found",
-    [
-        (lambda w: {f"module.{name}": tensor for name, tensor in w.items()}, r"21 missing \(.*21 unexpected \(module."),
-        (lambda w: {name: w[name] for name in w if name != "lm_head.weight"}, r"1 missing \(lm_head.weight"),
-        (lambda w: w | {"model.norm.weight": w["model.norm.weight"][:5]}, r"1 mismatched .*model.norm.weight"),
-        (lambda w: w | {"model.norm.weight": w["model.norm.weight"] * torch.nan}, r"1 not finite \(model.norm.weight"),
-    ],
+def template(directory: Path, text: str) -> None:
+    (directory / "chat_template.jinja").write_text(text)
+
+
+def only_named_templates(directory: Path) -> None:
+    (directory / "chat_template.jinja").unlink()
+    edit(directory / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ messages }}"}])
+
+
+NORM, PARTS = (
+    "model.norm.weight",
+    "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}.",
 )
-def test_weights_that_do_not_fit_are_named(change, found, tmp_path):
-    save_random(tmp_path, "llama")
-    change_weights(tmp_path, change)
-    with pytest.raises(PolicyError, match=found):
-        load(str(tmp_path), device="cpu")
+SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+FAULTS = [
+    (
+        lambda d: change(d, lambda w: {f"module.{name}": w[name] for name in w}),
+        r"21 missing \(.*21 unexpected \(module.",
+    ),
+    (
+        lambda d: change(d, lambda w: {name: w[name] for name in w if name != "lm_head.weight"}),
+        r"1 missing \(lm_head.w",
+    ),
+    (lambda d: change(d, lambda w: w | {NORM: w[NORM][:5]}), r"1 mismatched .*model.norm.weight"),
+    (lambda d: change(d, lambda w: w | {NORM: w[NORM] * torch.nan}), r"1 not finite \(model.norm.weight"),
+    (lambda d: save_random(d, "llama", vocab_size=100), r"tokens that have no embedding, .* below 100"),
+    (lambda d: edit(d / "generation_config.json", eos_token_id=[4, 500]), r"no embedding, \[500\]"),
+    (lambda d: edit(d / "generation_config.json", eos_token_id="</s>"), "no embedding, .*'</s>'"),
+    (lambda d: edit(d / "config.json", eos_token_id="4"), "eos_token_id"),
+    (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer"),
+    (lambda d: template(d, PARTS), "loses the text"),
+    (lambda d: template(d, SYSTEM), "system first"),
+    (lambda d: template(d, "{% if messages %}{{"), "unexpected 'end of template'"),
+    (only_named_templates, "no default"),
+]
 
 
-def test_a_tied_head_is_not_missing(tmp_path):
-    assert load(save_random(tmp_path, "llama", tie_word_embeddings=True), device="cpu")
-    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    "break_it, message",
-    [
-        (lambda d: save_random(d, "llama", vocab_size=100), "tokenizer of 126 tokens .* the 100 tokens"),
-        (lambda d: edit(d / "generation_config.json", eos_token_id=[4, 500]), r"end tokens \{4, 500\}"),
-        (lambda d: edit(d / "generation_config.json", eos_token_id="</s>"), "end tokens .*'</s>'"),
-        (lambda d: edit(d / "config.json", eos_token_id="4"), "eos_token_id"),
-        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer"),
-    ],
-)
-def test_a_tokenizer_that_does_not_fit_is_refused(break_it, message, tmp_path):
+@pytest.mark.parametrize("break_it, message", FAULTS, ids=[message for _, message in FAULTS])
+def test_files_that_do_not_fit_each_other_are_refused(break_it, message, tmp_path):
     save_random(tmp_path, "llama")
     break_it(tmp_path)
     with pytest.raises(PolicyError, match=message):
         load(str(tmp_path), device="cpu")
 
 
-def load_with_template(directory: Path, template: str):
-    save_random(directory, "llama")
-    (directory / "chat_template.jinja").write_text(template)
-    return load(str(directory), device="cpu")
-
-
-@pytest.mark.parametrize(
-    "template, message",
-    [
-        (
-            "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}<assistant>",
-            "loses",
-        ),
-        ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
-        ("{% if messages %}{{", "unexpected 'end of template'"),
-    ],
-)
-def test_a_template_that_loses_the_problem_is_refused(template, message, tmp_path):
-    with pytest.raises(PolicyError, match=message):
-        load_with_template(tmp_path, template)
-
-
-def test_named_templates_without_a_default_are_refused(tmp_path):
-    save_random(tmp_path, "llama")
-    (tmp_path / "chat_template.jinja").unlink()
-    edit(tmp_path / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ messages }}"}])
-    with pytest.raises(PolicyError, match="no default"):
-        load(str(tmp_path), device="cpu")
+def test_what_is_harmless_is_not_refused(tmp_path):
+    """A head may be tied, and a special token that is never used may be beyond the embeddings."""
+    save_random(tmp_path, "llama", tie_word_embeddings=True)
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.add_tokens(AddedToken("<image>", special=True))
+    tokenizer.save_pretrained(tmp_path)
+    load_here(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
 CHATML = "{% for m in messages %}<user>{{ m.content }}<unk>\n{% endfor %}"
@@ -230,7 +216,8 @@ CHATML += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 def test_a_response_ends_as_the_template_ends_a_turn(tmp_path, capsys):
-    policy, again = load_with_template(tmp_path, CHATML), load(str(tmp_path), device="cpu")
+    template(Path(save_random(tmp_path, "llama")), CHATML)
+    policy, again = (load(str(tmp_path), device="cpu") for _ in range(2))
     unk, end = TOKENIZER.convert_tokens_to_ids(["<unk>", "<end>"])
     assert policy.eos_ids == again.eos_ids == {unk, end}
     assert policy.encode_response("17")[-1] == unk
@@ -239,9 +226,9 @@ def test_a_response_ends_as_the_template_ends_a_turn(tmp_path, capsys):
 
 
 def test_a_template_is_told_one_date_for_ever(tmp_path):
-    policy = load_with_template(
-        tmp_path / "a", "{{ strftime_now('%d %B') }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
+    directory = save_random(tmp_path / "a", "llama")
+    template(Path(directory), "{{ strftime_now('%d %B') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    policy = load(directory, device="cpu")
     assert policy.decode(policy.encode("9+8")) == "26 Jul 20249+8"
     policy.save(tmp_path / "b")
     assert load(str(tmp_path / "b"), device="cpu").tokenizer.chat_template.count(ONE_DATE) == 1
