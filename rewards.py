@@ -80,7 +80,7 @@ def _whole_phrase(notion: str) -> str:
         return ""
     before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
     after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
-    return before + r"\s+".join("".join(map(_any_form, re.split(r"(\W)", word))) for word in words) + after
+    return before + r"\s+".join("".join(map(_any_form, re.split(r"(\W+)", word))) for word in words) + after
 
 
 def _any_form(word: str) -> str:
@@ -104,9 +104,9 @@ def inflections(word: str) -> set[str]:
         return {word, word + "s", word + "d", word[:-1] + "ing"}
     plurals = {word + "s"} if not re.search("(s|x|z|ch|sh)$", word) else set()
     plurals |= {word + "es"} if re.search("(s|x|z|ch|sh|o)$", word) else set()
-    doubled = [word + word[-1]] if re.search("[aeiou][^aeiouwxy]$", word) else []  # flip, flipped
-    single = [] if re.fullmatch("[^aeiou]*[aeiou][^aeiouwxy]", word) else [word]  # "hoped" is no form of "hop"
-    return {word, *plurals, *(stem + end for stem in doubled + single for end in ("ed", "ing"))}
+    stems = [word + word[-1]] if re.search("[aeiou][^aeiouwxy]$", word) else []  # flip, flipped
+    stems += [word] if not re.fullmatch("[^aeiou]*[aeiou][^aeiouwxy]", word) else []  # "hoped" is no form of "hop"
+    return {word, *plurals, *(stem + end for stem in stems for end in ("ed", "ing"))}
 
 
 def _stands(pattern: str, text: str) -> bool:
