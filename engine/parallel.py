@@ -38,18 +38,16 @@ class LaunchError(ValueError):
     """The processes that torchrun started do not fit this machine."""
 
 
-def processes(device: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[None]:
     """Join the other processes that torchrun started, if any, and leave them at the end.
 
     device: "cpu", or "cuda" for the GPU whose number is the local rank. Only rank 0 keeps its standard output.
     Raises LaunchError if there are more processes than GPUs.
     """
-    alone = "LOCAL_RANK" not in os.environ or dist.is_initialized()
-    return contextlib.nullcontext() if alone else _joined(device)
-
-
-@contextlib.contextmanager
-def _joined(device: str) -> Iterator[None]:
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
     if device == "cuda":
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:

@@ -16,9 +16,7 @@ CLAIMS = {
     "lab.spend": ["(1 + 3/8 + 0) / 3 = 0.46", "0.458 for 18 | 0.490 for 38"],
     "models.loading": ["the message as 7 tokens", "the response as 21 tokens", "one of: ['<end>']"],
     "models.tiny": ["3+1=4;\\boxed{4}  [9 tokens]"],
-    "problems.arithmetic": ["total_before=9, op_sign='+', digit=8, total_after=17, notion='carry'"],
     "problems.benchmarks": ["HuggingFaceH4/MATH-500:test"],
-    "problems.latex": ["('+', 3, ('frac', 1, 2))                      7/2", "1000"],
     "problems.source": ["3+1  ->  4"],
     "problems.verify": ["0.333               \\frac{1}{3}         different   number"],
 }
