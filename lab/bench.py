@@ -111,7 +111,6 @@ def engine_row(model: str) -> Sides:
 
 def step_row(model: str) -> Sides:
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     def rewards(completions: list, answer: list[str], **_: Any) -> list[float]:
@@ -127,10 +126,9 @@ def step_row(model: str) -> Sides:
         c: dict[str, Any] = {"max_steps": 1, "top_k": 0, "gradient_checkpointing": False, "bf16": dtype == "bfloat16"}
         c |= {"num_generations": o.sampling.samples, "max_completion_length": o.sampling.max_new_tokens}
         c |= {"per_device_train_batch_size": len(problems) * o.sampling.samples // 4, "gradient_accumulation_steps": 4}
-        c |= {"report_to": [], "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True}
-        config = GRPOConfig(tempfile.mkdtemp(), use_cpu=not torch.cuda.is_available(), **c)
+        c |= {"save_strategy": "no", "use_cpu": not torch.cuda.is_available()}
+        config = GRPOConfig(tempfile.mkdtemp(), **c)
         theirs = GRPOTrainer(policy.model, rewards, config, data, processing_class=policy.tokenizer)
-        theirs.remove_callback(PrinterCallback)  # it would print a line of figures after each step
         return lambda round_: theirs.train().global_step
 
     ours = trainer_of(model)
