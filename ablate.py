@@ -96,7 +96,7 @@ def plan(options: AblateOptions, train_options: list[str]) -> list[Planned]:
 
 def parse_arguments() -> tuple[AblateOptions, list[str]]:
     """Return the options, and those of train.py that go to every run.  Raises OptionError."""
-    listed = (f"  {name:<22}{' '.join(Planned(name, Path(), chosen).flags())}" for name, chosen in VARIANTS.items())
+    listed = (f"  {name:<22}{' '.join(as_flags(chosen))}" for name, chosen in VARIANTS.items())
     parser = argparse.ArgumentParser(
         description="\n".join([__doc__, "variants:", *listed]),
         formatter_class=argparse.RawDescriptionHelpFormatter,

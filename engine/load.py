@@ -1,10 +1,4 @@
-"""Load a policy and choose how it runs: the one place where plain functions are replaced by faster ones.
-
-sampler        `engine.sampler.sample` for every model: it draws the tokens of `rollout.sample`, faster
-over_batches   `engine.update.over_batches` for models of real size and on GPUs; the small embedded policy gains nothing
-               from it and keeps `grpo.over_batches`. With several processes, `engine.parallel.over_batches`
-spread, agree  `engine.parallel.spread` and `largest` if there are several processes
-"""
+"""Load a policy and choose how it runs: the one place where plain functions are replaced by those of the engine."""
 
 from operator import methodcaller
 
@@ -14,7 +8,7 @@ from models.checks import check_passes
 from models.loading import ModelOptions, load, pick_device
 from models.policy import Policy
 
-SHARED_PROMPTS_SIZE = 512  # hidden size from which sharing prompts in the update pays on a CPU
+SHARED_PROMPTS_SIZE = 512  # hidden size from which sharing prompts in the update pays on a CPU; on GPUs all are shared
 
 
 def load_policy(options: ModelOptions, name: str = "", samples: bool = True) -> Policy:

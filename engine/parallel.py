@@ -12,7 +12,6 @@ process takes no step through this file: `engine/load.py` gives these functions 
 ranks (FSDP2); a layer is gathered whenever it is used.
 
 Left out: splitting one layer or one sequence over devices, and sampling on other devices than those that train.
-Run `python -m engine.parallel`, then `torchrun --nproc-per-node 2 -m engine.parallel`: the results stay the same.
 """
 
 import contextlib
@@ -39,18 +38,16 @@ class LaunchError(ValueError):
     """The processes that torchrun started do not fit this machine."""
 
 
-def processes(device: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[None]:
     """Join the other processes that torchrun started, if any, and leave them at the end.
 
     device: "cpu", or "cuda" for the GPU whose number is the local rank. Only rank 0 keeps its standard output.
     Raises LaunchError if there are more processes than GPUs.
     """
-    alone = "LOCAL_RANK" not in os.environ or dist.is_initialized()
-    return contextlib.nullcontext() if alone else _joined(device)
-
-
-@contextlib.contextmanager
-def _joined(device: str) -> Iterator[None]:
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
     if device == "cuda":
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
@@ -189,15 +186,3 @@ def split_state(state: dict[str, Any], parameters: Sequence[Any]) -> None:
             if value.shape == parameter.shape:  # not the number of steps
                 value = value.to(parameter.device)
                 moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-
-
-def main() -> None:
-    with processes("cpu"):
-        squares = spread(lambda numbers: [number**2 for number in numbers], [1, 2, 3, 4, 5])
-        print("The squares of 1 to 5, each computed by one process and known to all:", squares)
-        own = {"sum": sum(squares[rank() :: world()])}
-        print(f"The first of {world()} computed those that sum to {own['sum']}; all sum to {total(own)['sum']}.")
-
-
-if __name__ == "__main__":
-    main()

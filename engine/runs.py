@@ -30,9 +30,6 @@ class Planned:
     folder: Path
     options: dict[str, Any]
 
-    def flags(self) -> list[str]:
-        return as_flags(self.options)
-
     def steps_done(self) -> int:
         """Return the last whole step in metrics.jsonl, 0 before there is one."""
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -68,7 +65,7 @@ def run_all(runs: Sequence[Planned], jobs: int) -> list[Planned]:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 with open(run.folder / "log.txt", "a") as log:
                     # In a session of its own: Ctrl-C is for this process, which then ends each run once.
-                    command = [sys.executable, str(TRAIN), "--resume", f"--out={run.folder}", *run.flags()]
+                    command = [sys.executable, str(TRAIN), "--resume", f"--out={run.folder}", *as_flags(run.options)]
                     process = subprocess.Popen(command, stdout=log, stderr=log, env=threads, start_new_session=True)
                 running.append((run, process))
             time.sleep(POLL_SECONDS)

@@ -3,16 +3,16 @@
 `grpo.update` and `grpo.imitate` take the function `over_batches` as an argument. The one here is given to them where it
 pays, and differs from the plain one in two ways:
 
-- A prompt goes through the model once for all of its responses, not once for each (`SharedPrompts`).
+- A prompt goes through the model once for all of its responses, not once for each (`SharedPrompts`). Two responses of
+  3 and 2 tokens to a prompt of 3 cost 3 + 2 + 1 = 6 tokens, not 5 + 4 = 9 (the last of each is never fed).
 - When memory runs out, the pass over the batch starts again with half the token budget.
 
 Several processes divide the work in `engine/parallel.py`. Left out: packing several sequences into one row, which needs
-attention kernels that not every device has. Run `python -m engine.update` for a worked example.
+attention kernels that not every device has.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,8 +51,7 @@ def over_batches(
             reason = str(error).splitlines()[0]
         # Not inside the handler: until it is left, the error keeps alive all tensors that existed when memory ran out.
         model.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing without CUDA
         if token_budget <= longest:
             raise OutOfMemory(
                 f"out of memory in the update: micro-batches had at most {token_budget} tokens, the longest sample has "
@@ -103,7 +102,8 @@ class SharedPrompts:
 
     def response_logprobs(self, samples: list[Sample], temperature: float) -> Tensor:
         """Return the log-probs of all response tokens of these samples, flat and in order: (N,)."""
-        rows = torch.tensor([self.row[tuple(s.prompt_ids)] for s in samples], device=self.model.device)  # (B,)
+        device = self.model.device
+        rows = torch.tensor([self.row[tuple(sample.prompt_ids)] for sample in samples], device=device)  # (B,)
         first, *keys_and_values = (
             detached.index_select(0, rows).to(computed.dtype)
             for computed, detached in zip(self.computed, self.detached, strict=True)
@@ -111,16 +111,15 @@ class SharedPrompts:
         cache = DynamicCache(config=self.model.config)
         for k in range(0, len(keys_and_values), 2):
             cache.update(keys_and_values[k], keys_and_values[k + 1], k // 2)
-        responses = [torch.tensor(sample.response_ids, device=self.model.device) for sample in samples]
+        responses = [torch.tensor(sample.response_ids, device=device) for sample in samples]
         ids = pad_sequence(responses, batch_first=True)  # (B, T), padded on the right
-        lengths = torch.tensor([len(sample.response_ids) for sample in samples], device=self.model.device)
-        is_token = torch.arange(ids.shape[1], device=self.model.device) < lengths[:, None]  # (B, T)
+        is_token = pad_sequence([torch.ones_like(response) for response in responses], batch_first=True).bool()
         hidden = first[:, None]  # (B, 1, H)
         if ids.shape[1] > 1:  # the last token of a response predicts nothing, so it is not fed to the model
             rest = self.model.base_model(
                 input_ids=ids[:, :-1],
                 attention_mask=torch.cat([self.mask[rows], is_token[:, 1:].long()], dim=1),
-                position_ids=self.mask.sum(1)[rows, None] + torch.arange(ids.shape[1] - 1, device=self.model.device),
+                position_ids=self.mask.sum(1)[rows, None] + torch.arange(ids.shape[1] - 1, device=device),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
@@ -134,30 +133,3 @@ class SharedPrompts:
         pairs = [(t, d.grad) for t, d in zip(self.computed, self.detached, strict=True) if d.grad is not None]
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [gradient.to(t.dtype) for t, gradient in pairs])
-
-
-def main() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-    model: Any = LlamaForCausalLM(config)
-    samples = [Sample([5, 6, 7], [2, 3, 1]), Sample([5, 6, 7], [4, 1]), Sample([8], [9, 1])]
-    print("Two responses, [2, 3, 1] and [4, 1], to the prompt [5, 6, 7], and one, [9, 1], to [8]; a random model.")
-
-    def work(shown: list[float], batch: list[Sample], logprobs: Tensor) -> dict[str, float]:
-        logprobs.sum().backward()
-        shown += [round(x, 4) for x in logprobs.tolist()]
-        return {}
-
-    for name, function in (("plain", grpo.over_batches), ("prompts once", over_batches)):
-        shown: list[float] = []
-        function(model, samples, partial(work, shown), token_budget=100)
-        norm = model.get_input_embeddings().weight.grad.norm()
-        print(f"{name:<12}: log-probs {shown}, gradient of the embeddings {norm:.4f}")
-        model.zero_grad()
-    print("Tokens fed to the model: 5 + 4 + 2 = 11 in whole sequences, (3 + 1) + (2 + 1 + 1) = 8 with prompts once.")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 A chain of n steps has level n, from 1 to 5. Some steps are hard (see notion_of), so long chains fail more often.
 Products such as 437*862, of level 6, are hopeless for the tiny model. They give predictive gating and early cutoff
 something to find. "arithmetic:0.3" sets their share of all problems, which is 0.15 otherwise.
-Run `python -m problems.arithmetic` for a chain worked out step by step.
 """
 
 import random
@@ -66,7 +65,3 @@ def make(rng: random.Random, level: int) -> Problem:
         return Problem(f"{left}*{right}", str(left * right), level)
     text = "".join(f"{rng.choice('+-')}{rng.randint(1, 9)}" for _ in range(level + 1))[1:]
     return Problem(text, str(chain_steps(text)[-1].total_after), level)
-
-
-if __name__ == "__main__":
-    print(*chain_steps("9+8-4+7"), sep="\n")

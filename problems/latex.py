@@ -4,9 +4,10 @@ r"""Parse an answer, in LaTeX or plain mathematics, with a closed grammar.
     parse(text)       the tree of a normalised answer; raises ValueError if the grammar does not cover it
 
 A tree is an int, a str (a symbol) or a tuple (operator, *trees), and nothing else: no text is ever evaluated, and a
-tree can be sent to another process as JSON. Tables (signs, units) are in notation.json, rewrites in spelling.txt.
+tree can be sent to another process as JSON. 3\frac{1}{2} is ("+", 3, ("frac", 1, 2)), and 2^{10} - 4! is
+("+", ("^", 2, 10), ("*", -1, ("!", 4))). Tables (signs, units) are in notation.json, rewrites in spelling.txt.
 Parsing takes time linear in the length of the text, except for nested brackets, whose depth MAX_DEPTH bounds.
-Run `python -m problems.latex` for examples. Left out: integrals, sums, limits, determinants.
+Left out: integrals, sums, limits, determinants.
 """
 
 import functools
@@ -402,14 +403,3 @@ def parse(text: str) -> Tree:
     if parser.next:
         raise ValueError(f"{parser.next!r} is left over")
     return tree
-
-
-def main() -> None:
-    from problems.worker import rational  # which imports this file
-
-    for text in (r"\dfrac12", r"50\%", r"3\frac{1}{2}", r"2^{10} - 4!", r"$x\in\left[0,\dfrac12\right)$", r"\sqrt{2}x"):
-        print(f"{text:<32}{(tree := parse(normalise(text)))!s:<46}{rational(tree) or 'no rational number'}")
-
-
-if __name__ == "__main__":
-    main()

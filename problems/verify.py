@@ -16,28 +16,8 @@ There are four stages, from cheap to expensive. The first that can decide gives 
 No text is ever evaluated: the closed grammar of latex.py turns it into trees, and only trees reach sympy. What the
 grammar does not cover is compared as text. Left out: sympy's own parsers, because they call `eval`.
 
-Conventions
-  percent    50\% equals 50 and 0.5, as graders accept both; 50\% and 0.5\% differ
-  units      of notation.json do not count if only one answer has them: 5\text{ cm} = \$5.00 = 5. If both have them,
-             120 cm is 1.2 m, but not 120 m. Other words are never dropped, and 5m is not 5
-  names      x = 5, f(x) = 5, m+n = 5, 2+3 = 5 and x = 2+3 = 5 equal 5; x = 5 is not y = 5, and x+y = 5 is not 5.
-             x=4, y=5 equals (4,5) and "4, 5", in the order of the alphabet. f(n) = 2n is f(x) = 2x
-  moduli     3 \pmod 8 equals 3, but not 3 \pmod 5. Of \sqrt2 \approx 1.41 the exact value counts
-  equations  are equal up to a constant factor: 2x = 4y and x - 2y = 0. x > 3 equals 3 < x and (3,\infty)
-  lists      1,2 and \{2,1\} and "2 or 1" and "x=1, x=2" are one unordered answer, and \pm 2 is 2,-2. (1,2) is ordered,
-             and its brackets matter: it is neither 1,2 nor [1,2]. With three or more entries brackets do not matter.
-             1,000 is a thousand, but (1,234) is a pair. x < 1 and x > 3 is not x < 1 or x > 3
-  base n     52_8 equals 52, as the answer to a question that names the base, but neither 42 nor 46_9
-  ratios     1:4 equals 2:8 and 1/4, 1:2:3 is not (1,2,3); two times of day (3:30, 1:10) are compared digit by digit
-  case       is ignored in words (Monday) and choices (a lone letter A-H except e, (b), \text{(B)}), not in variables or
-             names in capitals, in which the order counts: CAB is not ABC, as cab is abc, nor \angle CAB/2 \angle ABC/2
-  numbers    3\frac{1}{2} and 3 1/2 are mixed numbers, 2\frac{3}{2} is a product, 1/2x is (1/2)x; \log is to base 10.
-             Rounded decimals differ from exact values; 2/4 equals 1/2
-  functions  take real variables, but n, m and k are integers; where that leaves too few points, complex values count.
-             i and e are the constants
-  empty      an empty answer, or anything that is not a string, equals nothing, not even itself
-  left out   \sum, \int, \lim, \cap, |x-2| < 3 as an interval, values of \begin{cases}, dates, conjugates
-  long       beyond MAX_CHARS characters, or latex.MAX_DEPTH brackets, only text and integers are compared
+The conventions (percent, units, intervals, base n ...) are in docs/verifier.md. Beyond MAX_CHARS characters, or
+latex.MAX_DEPTH brackets, only text and integers are compared. An empty answer equals nothing, not even itself.
 """
 
 import contextlib
@@ -377,7 +357,7 @@ def judge(prediction: object, truth: object) -> tuple[bool, str]:
 
 
 def answers_match(prediction: object, truth: object) -> bool:
-    """Tell whether two answers are the same by the conventions above. Never raises; returns within 5 seconds."""
+    """Tell whether two answers are the same (see docs/verifier.md). Never raises; returns within 5 seconds."""
     with contextlib.suppress(*UNSETTLED):  # a safety net: the tests require that judge() itself raises nothing
         return judge(prediction, truth)[0]
     return False
@@ -399,18 +379,15 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) == 2:
-        verdict, stage = judge(*arguments)
-        print(f"{'equal' if verdict else 'different'}  (settled by the {stage} stage)")
-        return 0 if verdict else 1
-    if arguments:
+    if len(arguments) not in (0, 2):
         print(f'usage: python -m problems.verify ["prediction" "truth"]\n\n{__doc__}')
         return 0 if arguments[0] in ("-h", "--help") else 2
+    verdict = True
     print(f"{'prediction':20}{'truth':20}{'verdict':12}stage")
-    for prediction, truth in EXAMPLES:
+    for prediction, truth in [arguments] if arguments else EXAMPLES:
         verdict, stage = judge(prediction, truth)
         print(f"{prediction:20}{truth:20}{'equal' if verdict else 'different':12}{stage}")
-    return 0
+    return int(len(arguments) == 2 and not verdict)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
@@ -15,7 +14,7 @@ from train import Options, build_parser
 
 @pytest.mark.parametrize("name", ablate.VARIANTS)
 def test_each_variant_is_a_set_of_options(name):
-    flags = ablate.Planned(name, Path("nowhere"), ablate.VARIANTS[name]).flags()
+    flags = ablate.as_flags(ablate.VARIANTS[name])
     parsed = vars(build_parser().parse_args(flags))
     assert parsed == ablate.VARIANTS[name]
     Options.of(parsed)  # raises for options that make no sense

