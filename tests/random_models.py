@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -14,6 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from grpo import Sample
 from models import tiny
 
 SHAPE = {
@@ -48,6 +50,33 @@ def windowed(seed: int = 0) -> MistralForCausalLM:
 
 
 BOTH = {"llama": llama, "qwen3": qwen3}
+ALL = BOTH | {"windowed": windowed}
+
+
+def ragged_samples(seed: int = 0, count: int = 12, prompts: int = 4) -> list[Sample]:
+    """Return ragged samples of both kinds, some of a single token and some without advantage.
+
+    Three share a prompt, and a group has several prompts, as it has when each solution gets a hint of its own.
+    """
+    rng = np.random.default_rng(seed)
+    shared = [rng.integers(2, 37, length).tolist() for length in [1, 9, 4, 6, 3][:prompts]]
+    return [
+        Sample(
+            prompt_ids=shared[k % prompts],
+            response_ids=rng.integers(1, 37, [1, 12, 5, 3, 7, 7, 2, 10, 4, 11, 6, 8][k % 12]).tolist(),
+            advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
+            kind="meta" if k % prompts == prompts - 1 else "solution",
+            group=k % 3,
+        )
+        for k in range(count)
+    ]
+
+
+def plain_logprobs(model, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Return the log-probs of one response from a forward pass without cache, batch or padding."""
+    logits = model(input_ids=torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0] / temperature
+    predicted = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    return predicted.gather(-1, torch.tensor(response_ids)[:, None]).squeeze(-1)
 
 
 # ---- an architecture each, with the tokenizer of the embedded policy: `save_random` makes a model directory

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, run_script
-from random_models import BOTH, llama
-from test_engine import assert_close, gradients, ragged_samples
+from random_models import BOTH, llama, ragged_samples
+from test_engine import assert_close, gradients
 from test_train import small_trainer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 

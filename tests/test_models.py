@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from random_models import REFUSED, TOKENIZER, TRAINED, save_random
+from random_models import REFUSED, TOKENIZER, TRAINED, plain_logprobs, save_random
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation
@@ -24,13 +24,6 @@ PROMPTS = [[9, 20, 31, 42, 53, 64, 75, 86, 97, 10, 11, 12], [40, 41], [13]]
 
 def load_here(name: str | Path, **options):
     return load_policy(ModelOptions(model=str(name), device="cpu", dtype="float32", **options))
-
-
-def plain_logprobs(model, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0]
-    predicted = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
-    return predicted.gather(-1, torch.tensor(response_ids)[:, None]).squeeze(-1).tolist()
 
 
 # ---- architectures
@@ -54,9 +47,9 @@ def test_an_architecture_is_sampled_and_trained_exactly(architecture, tmp_path, 
         mask = torch.ones(1, len(prompt), dtype=torch.long)
         [generated] = policy.model.generate(torch.tensor([prompt]), attention_mask=mask, **settings).tolist()
         assert generated[len(prompt) :] == rollout.response_ids
-        expected = plain_logprobs(policy.model, prompt, rollout.response_ids)
-        assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
         with torch.no_grad():
+            expected = plain_logprobs(policy.model, prompt, rollout.response_ids).tolist()
+            assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
             plain = grpo.token_logprobs(policy.model, [grpo.Sample(prompt, rollout.response_ids)])
         assert plain.tolist() == pytest.approx(expected, abs=1e-4)
 
@@ -78,9 +71,8 @@ def test_an_architecture_is_sampled_and_trained_exactly(architecture, tmp_path, 
 @pytest.mark.parametrize("architecture", REFUSED)
 def test_an_architecture_is_refused_by_name(architecture, tmp_path):
     directory = save_random(tmp_path, architecture)
-    with pytest.raises(
-        PolicyError, match=rf"\w+(ForCausalLM|LMHeadModel) cannot be used: .*{REFUSED[architecture][0]}"
-    ):
+    message = rf"\w+(ForCausalLM|LMHeadModel) cannot be used: .*{REFUSED[architecture][0]}"
+    with pytest.raises(PolicyError, match=message):
         load_here(directory)
 
 
@@ -101,7 +93,7 @@ def test_at_learning_rate_0_no_ratio_moves(architecture, tmp_path):
     model = load_here(save_random(tmp_path, architecture)).model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for sample in SAMPLES:
-        sample.sampled_logprobs = plain_logprobs(model, sample.prompt_ids, sample.response_ids)
+        sample.sampled_logprobs = plain_logprobs(model, sample.prompt_ids, sample.response_ids).tolist()
     figures = grpo.update(model, optimizer, SAMPLES, grpo.UpdateOptions(minibatches=2, clip_high=1e-4))
     assert figures["clip_frac"] == 0 and figures["logprob_gap"] < 1e-5
 
@@ -109,7 +101,7 @@ def test_at_learning_rate_0_no_ratio_moves(architecture, tmp_path):
 def test_activations_are_recomputed_without_dropout(tmp_path):
     model, calls = load_here(save_random(tmp_path, "gpt2"), gradient_checkpointing=True).model, []
     model.base_model.h[0].attn.register_forward_hook(lambda *_: calls.append(None))
-    logprobs = plain_logprobs(model, SAMPLES[0].prompt_ids, SAMPLES[0].response_ids)
+    logprobs = plain_logprobs(model, SAMPLES[0].prompt_ids, SAMPLES[0].response_ids).tolist()
     calls.clear()
     loss = grpo.imitate(model, torch.optim.SGD(model.parameters()), SAMPLES[:1], grpo.UpdateOptions())["expert_loss"]
     assert loss == pytest.approx(-sum(logprobs) / 4, abs=1e-5) and len(calls) == 2 and not model.training
@@ -129,9 +121,7 @@ def test_prompts_and_responses_must_fit_into_the_positions(tmp_path, monkeypatch
     rope["original_max_position_embeddings"] = 64  # from here on, one row changes the frequencies of all
     long = save_random(tmp_path / "long", "llama", rope_parameters=rope)
     assert load_here(long).positions == 64
-    message = (
-        "has room for 256 tokens, found prompts of up to 128 and responses of up to 129: lower --max-prompt-tokens"
-    )
+    message = "has room for 256 tokens, found prompts of up to 128 and responses of up to 129: lower --max-prompt"
     given = {"model": save_random(tmp_path / "model", "gpt2"), "data": "arithmetic", "device": "cpu"}
     given |= {"max_prompt_tokens": 128, "eval_problems": 2}
     with pytest.raises(PolicyError, match=message):
@@ -151,10 +141,9 @@ def edit(path: Path, **changes) -> None:
 
 
 def change_weights(directory: Path, change) -> None:
-    weights = change(load_file(directory / "model.safetensors"))
-    save_file(
-        {name: tensor.clone() for name, tensor in weights.items()}, directory / "model.safetensors", {"format": "pt"}
-    )
+    file = directory / "model.safetensors"
+    weights = change(load_file(file))
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, file, {"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -204,10 +193,7 @@ def load_with_template(directory: Path, template: str):
 @pytest.mark.parametrize(
     "template, message",
     [
-        (
-            "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}<assistant>",
-            "loses",
-        ),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}<assistant>", "loses"),
         ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
         ("{% if messages %}{{", "unexpected 'end of template'"),
     ],
@@ -239,9 +225,8 @@ def test_a_response_ends_as_the_template_ends_a_turn(tmp_path, capsys):
 
 
 def test_a_template_is_told_one_date_for_ever(tmp_path):
-    policy = load_with_template(
-        tmp_path / "a", "{{ strftime_now('%d %B') }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
+    template = "{{ strftime_now('%d %B') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    policy = load_with_template(tmp_path / "a", template)
     assert policy.decode(policy.encode("9+8")) == "26 Jul 20249+8"
     policy.save(tmp_path / "b")
     assert load(str(tmp_path / "b"), device="cpu").tokenizer.chat_template.count(ONE_DATE) == 1
