@@ -25,19 +25,17 @@ from rollout import Attempt, SamplingOptions, solve
 
 
 @pytest.mark.parametrize(
-    "response, truth, reward",
+    "response, reward",
     [
-        ("so \\boxed{17}", "17", 1.0),
-        ("so \\boxed{17.0}", "17", 1.0),
-        ("first \\boxed{17}, no: \\boxed{18}", "17", 0.0),  # the last box counts
-        ("17", "17", 0.0),  # not boxed
-        ("\\boxed{17", "17", 0.0),  # cut off
-        ("\\boxed{}", "17", 0.0),
-        ("", "17", 0.0),
+        ("so \\boxed{17}", 1.0),
+        ("so \\boxed{17.0}", 1.0),
+        ("first \\boxed{17}, no: \\boxed{18}", 0.0),  # the last box counts
+        ("17", 0.0),  # not boxed
+        *((cut_off, 0.0) for cut_off in ("\\boxed{17", "\\boxed{}", "")),
     ],
 )
-def test_solution_reward(response, truth, reward):
-    assert solution_reward(response, truth) == reward
+def test_solution_reward(response, reward):
+    assert solution_reward(response, "17") == reward
 
 
 @pytest.mark.parametrize(
@@ -190,26 +188,16 @@ def test_a_prediction_that_did_not_parse_earns_nothing():
 LETTERS = ["B", "(b)", "B.", r"\text{B}", "(B) Paris", "B) Paris", "B: Paris", r"\textbf{(B)}"]
 
 
-@pytest.mark.parametrize(
-    "kind, answer, truth, reward",
-    [
-        *[("choice", answer, "B", 1.0) for answer in LETTERS],  # the letter counts, whatever is written after it
-        *[("choice", answer, "C", 0.0) for answer in LETTERS],
-        ("choice", "Bern", "B", 0.0),  # a word is no letter
-        ("choice", "Paris", "B", 0.0),
-        ("truth", "True", "true", 1.0),
-        ("truth", "yes", "True", 1.0),
-        ("truth", r"\text{False}.", "false", 1.0),
-        ("truth", "Uncertain", "unknown", 1.0),
-        ("truth", "unknown", "Uncertain", 1.0),
-        ("truth", "true", "unknown", 0.0),
-        ("truth", "no", "true", 0.0),
-        ("truth", "not true", "true", 0.0),
-        ("truth", "7", "true", 0.0),
-    ],
-)
-def test_solution_reward_by_kind_of_answer(kind, answer, truth, reward):
-    assert solution_reward(f"\\boxed{{{answer}}}", truth, kind) == reward
+EQUAL = {"True": "true", "yes": "True", r"\text{False}.": "false", "Uncertain": "unknown", "unknown": "Uncertain"}
+DIFFERENT = {"true": "unknown", "no": "true", "not true": "true", "7": "true"}
+
+
+def test_solution_reward_by_kind_of_answer():
+    for answer in LETTERS:  # the letter counts, whatever is written after it
+        assert [solution_reward(f"\\boxed{{{answer}}}", truth, "choice") for truth in "BC"] == [1.0, 0.0], answer
+    assert solution_reward(r"\boxed{Bern}", "B", "choice") == solution_reward(r"\boxed{Paris}", "B", "choice") == 0.0
+    for answer, truth in (EQUAL | DIFFERENT).items():
+        assert solution_reward(f"\\boxed{{{answer}}}", truth, "truth") == float(answer in EQUAL), answer
 
 
 def test_solutions_are_verified_by_the_kind_of_their_problem():
