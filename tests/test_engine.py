@@ -20,9 +20,6 @@ from models import loading
 draw = partial(test_rollout.draw, n=6, max_new_tokens=30)
 
 
-# ---- the sampler
-
-
 @pytest.mark.parametrize("shape", ALL)
 @pytest.mark.parametrize(
     "changes", [{}, {"limits": [3, 30, 9, 17]}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.8}, {"n": 1}]
@@ -117,9 +114,6 @@ def test_the_training_mode_is_kept(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         draw(engine.sample, model, n=1)
     assert model.training
-
-
-# ---- the update
 
 
 def go_backward(batch: list[Sample], logprobs: torch.Tensor) -> dict[str, float]:

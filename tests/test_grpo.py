@@ -27,9 +27,6 @@ def sgd(model, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr)
 
 
-# ---- advantages
-
-
 def test_advantages_worked_out_by_hand():
     # mean 0.5, squared deviations 4 x 0.25, with Bessel's correction sqrt(1 / 3) = 0.57735
     assert group_advantages(torch.tensor([[1.0, 0, 0, 1]])).tolist()[0] == pytest.approx(
@@ -54,9 +51,6 @@ def test_groups_do_not_mix():
         assert torch.equal(together[row], group_advantages(rewards[row : row + 1])[0])
     torch.testing.assert_close(together.mean(1), torch.zeros(5), atol=1e-6, rtol=0)
     torch.testing.assert_close(together.std(1), torch.ones(5), atol=1e-4, rtol=0)
-
-
-# ---- the loss
 
 
 def loop_loss(logprobs, old, advantages, mask, denominator, low, high) -> float:
@@ -136,9 +130,6 @@ def test_weights_worked_out_by_hand(aggregation, expected):
     assert [sample.weight for sample in samples] == pytest.approx(expected)
 
 
-# ---- log-probs
-
-
 @pytest.mark.parametrize("shape", BOTH)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("logits_at_once", [grpo.LOGITS_AT_ONCE, 37 * 5])  # all positions at once, or five
@@ -157,9 +148,6 @@ def test_micro_batches_keep_to_the_budget_and_lose_nothing(token_budget):
     for part in parts:
         longest = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in part)
         assert len(part) == 1 or len(part) * longest <= token_budget
-
-
-# ---- one update
 
 
 @pytest.fixture

@@ -26,9 +26,6 @@ def load_here(name: str | Path, **options):
     return load_policy(ModelOptions(model=str(name), device="cpu", dtype="float32", **options))
 
 
-# ---- architectures
-
-
 def test_the_table_of_architectures_lists_what_is_tried():
     rows = re.findall(r"(?m)^\| `([\w-]+)` \|.*\| (trained|refused)", (ROOT / "docs" / "models.md").read_text())
     assert dict(rows) == dict.fromkeys(TRAINED, "trained") | dict.fromkeys(REFUSED, "refused")
@@ -131,9 +128,6 @@ def test_prompts_and_responses_must_fit_into_the_positions(tmp_path, monkeypatch
         monkeypatch.setattr("sys.argv", [*arguments.split(), "--device", "cpu", "--problems", "2"])
         with pytest.raises(SystemExit, match="has room for 256 tokens"):
             evaluation.main()
-
-
-# ---- files
 
 
 def edit(path: Path, **changes) -> None:

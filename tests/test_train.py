@@ -139,9 +139,6 @@ def test_all_kinds_of_options_work_together(tmp_path):
     assert metrics(tmp_path)[-1]["kl"] is not None
 
 
-# ---- one step seen from inside
-
-
 def small_trainer(kind: type[Trainer] = Trainer, **changes) -> Trainer:
     small = {"problems": 4, "samples": 4, "predictions": 4, "efficient_from": 0, "explore": 0.0, "eval_problems": 4}
     return make_trainer(Options.of(small | {"device": "cpu"} | changes), kind=kind)
@@ -402,9 +399,6 @@ def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
     assert last["experts_cloned"] > 100 and last["skipped_updates"] == 0
 
 
-# ---- options and bad input
-
-
 WRONG = {"--levels hard": "levels: found 'hard'", "--meta-rewards speed": "--meta-rewards: found speed"}
 WRONG |= {"--data nothing.jsonl": "nothing.jsonl", "--model no/such-model": "no/such-model", "--samples 1": "--samples"}
 WRONG |= {"--algo ppo": "--algo", "--variant ppo": "--variant", "--temperature 0": "--temperature"}
@@ -417,13 +411,6 @@ for given in ("--gate both", "--cutoff 2", "--hints draws", "--experts"):
 def test_what_is_wrong_is_named(arguments, message, tmp_path):
     assert message in run(*arguments.split(), out=tmp_path / "run", ok=False).stderr
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("second, place", [('{"problem": "1+', ":2"), ('{"problem": "1+2"}', ":2"), (None, "")])
-def test_a_broken_file_names_its_line(second, place, tmp_path):
-    file = tmp_path / "problems.jsonl"
-    file.write_text(f'{{"problem": "1+1", "answer": "2"}}\n{second}' if second else "")
-    assert f"problems.jsonl{place}" in run("--data", str(file), out=tmp_path / "run", ok=False).stderr
 
 
 def test_flags_override_the_presets_of_algorithm_and_model():
