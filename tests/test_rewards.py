@@ -24,18 +24,12 @@ from rewards import (
 from rollout import Attempt, SamplingOptions, solve
 
 
-@pytest.mark.parametrize(
-    "response, reward",
-    [
-        ("so \\boxed{17}", 1.0),
-        ("so \\boxed{17.0}", 1.0),
-        ("first \\boxed{17}, no: \\boxed{18}", 0.0),  # the last box counts
-        ("17", 0.0),  # not boxed
-        *((cut_off, 0.0) for cut_off in ("\\boxed{17", "\\boxed{}", "")),
-    ],
-)
-def test_solution_reward(response, reward):
-    assert solution_reward(response, "17") == reward
+def test_solution_reward():
+    for right in ("so \\boxed{17}", "so \\boxed{17.0}"):
+        assert solution_reward(right, "17") == 1.0
+    # The last box counts; then without a box, and cut off.
+    for wrong in ("first \\boxed{17}, no: \\boxed{18}", "17", "\\boxed{17", "\\boxed{}", ""):
+        assert solution_reward(wrong, "17") == 0.0
 
 
 @pytest.mark.parametrize("predicted", [19, 20, 25, 30, 31])

@@ -44,14 +44,10 @@ def logprobs_of(model, drawn: Rollout, temperature: float = 1.0) -> list[float]:
 def test_greedy_draws_equal_generate_on_ragged_prompts(sample, shape):
     model, eos_ids = BOTH[shape](), [1, 4, 9, 16, 23, 30]
     longest = max(map(len, PROMPTS))
-    generated = model.generate(
-        input_ids=torch.tensor([[0] * (longest - len(p)) + p for p in PROMPTS]),
-        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS]),
-        do_sample=False,
-        max_new_tokens=25,
-        eos_token_id=eos_ids,
-        pad_token_id=0,
-    )[:, longest:].tolist()
+    input_ids = torch.tensor([[0] * (longest - len(p)) + p for p in PROMPTS])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS])
+    settings = {"do_sample": False, "max_new_tokens": 25, "eos_token_id": eos_ids, "pad_token_id": 0}
+    generated = model.generate(input_ids=input_ids, attention_mask=mask, **settings)[:, longest:].tolist()
     reasons = set()
     groups = draw(sample, model, n=1, max_new_tokens=25, eos_ids=eos_ids, temperature=0)
     for (one,), expected in zip(groups, generated, strict=True):
@@ -188,8 +184,7 @@ def test_top_p_draws_only_from_the_smallest_sufficient_set(sample):
     "arguments, message",
     [
         ({"prompts": [[]]}, "prompt is empty"),
-        ({"n": 0}, "at least 1"),
-        ({"max_new_tokens": 0}, "at least 1"),
+        *(({name: 0}, "at least 1") for name in ("n", "max_new_tokens")),
         ({"limits": [0]}, "at least 1"),
         ({"limits": [3, 3]}, "expected one per prompt"),
         ({"temperature": -1.0}, "temperature"),

@@ -124,36 +124,21 @@ def test_a_hostile_answer_creates_no_file(tmp_path):
     assert not victim.exists()
 
 
-HOSTILE = {
-    "tower": "9^{9^{9^{9}}}",
-    "small tower": "(1+1)^{" * 25 + "9" + "}" * 25,
-    "factorials": "((9!)!)!",
-    "large factorial": "100000000!",
-    "binomial": r"\binom{10^{9}}{5\cdot 10^{8}}",
-    "round brackets": "(" * 1000 + "5" + ")" * 1000,
-    "fractions": r"\frac{" * 300 + "1" + "}{2}" * 300,
-    "roots": r"\sqrt{" * 300 + "2" + "}" * 300,
-    "signs": "-" * 1900 + "5",
-    "list": ",".join(rf"\sqrt{{{n}}}" for n in range(150)),
-    "plus-minus": r"\pm 2" * 300,
-    "power of a sum": "(a+b+c+d+e)^{50}",
-    "infinite digits": "0." + "3" * 1900,
-    "exponent": "1e9999",
-    "many variables": "+".join(f"x_{{{n}}}" for n in range(150)),
-    "zero": r"\frac{1}{0}+0^{-1}",
-    "nul": "5\x00",
-    "surrogate": "\ud8005",
-}
-HOSTILE |= {f"1900 of {sign}": sign * 1900 for sign in "{|,\\"}
-HOSTILE |= {f"megabyte of {text}": text * (10**6 // len(text)) for text in ("x", "9", r"\boxed{", "111,", "\\")}
+HOSTILE = r"""9^{9^{9^{9}}} ((9!)!)! 100000000! \binom{10^{9}}{5\cdot10^{8}} (a+b+c+d+e)^{50} 1e9999
+\frac{1}{0}+0^{-1}""".split()
+HOSTILE += ["5\x00", "\ud8005", "-" * 1900 + "5", "0." + "3" * 1900, r"\pm 2" * 300, *(sign * 1900 for sign in "{|,\\")]
+HOSTILE += ["(1+1)^{" * 25 + "9" + "}" * 25, "(" * 1000 + "5" + ")" * 1000, r"\sqrt{" * 300 + "2" + "}" * 300]
+HOSTILE += [r"\frac{" * 300 + "1" + "}{2}" * 300, "+".join(f"x_{{{n}}}" for n in range(150))]
+HOSTILE += [",".join(rf"\sqrt{{{n}}}" for n in range(150))]
+HOSTILE += [text * (10**6 // len(text)) for text in ("x", "9", r"\boxed{", "111,", "\\")]  # a megabyte each
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_are_quick_and_wrong(name):
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20])
+def test_hostile_answers_are_quick_and_wrong(text):
     for truth in ("1", "x+1"):
         start = time.monotonic()
-        assert answers_match(HOSTILE[name], truth) is False
-        extract_answer(HOSTILE[name])
+        assert answers_match(text, truth) is False
+        extract_answer(text)
         assert time.monotonic() - start < LIMIT
 
 
