@@ -139,9 +139,7 @@ def check(answers: list[str]) -> tuple[Counter, list[str]]:
         for group, name, text in variants:
             counts.update([group, f"{group}: {name}"])
             if answers_match(text, answer) != (group == "rewrites"):
-                wrong.append(
-                    f"{group}: {name}: {text!r} should {'equal' if group == 'rewrites' else 'differ from'} {answer!r}"
-                )
+                wrong.append(f"{group}: {name}: found the wrong verdict on {text!r} and {answer!r}")
     return counts, wrong
 
 

@@ -2,52 +2,63 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 
+from grpo import Sample
 from models import tiny
 
-SHAPE = {
-    "vocab_size": 37,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,  # grouped queries, as in real models
-    "max_position_embeddings": 256,
-    "initializer_range": 0.5,  # far from uniform, so that greedy decoding has something to choose
-    "eos_token_id": 1,
-    "bos_token_id": None,
-    "pad_token_id": 0,
-}
+SHAPE: dict = {"vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}  # grouped queries, as in real models
+SHAPE |= {"max_position_embeddings": 256, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
+SHAPE |= {"initializer_range": 0.5}  # far from uniform, so that greedy decoding has something to choose
 
 
-def llama(seed: int = 0) -> LlamaForCausalLM:
+def llama(seed: int = 0) -> transformers.LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()
 
 
-def qwen3(seed: int = 0) -> Qwen3ForCausalLM:
+def qwen3(seed: int = 0) -> transformers.Qwen3ForCausalLM:
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True)).eval()
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True)).eval()
 
 
-def windowed(seed: int = 0) -> MistralForCausalLM:
+def windowed(seed: int = 0) -> transformers.MistralForCausalLM:
     """Return a model whose tokens see only the last 5 before them, so that a long response leaves its prompt behind."""
     torch.manual_seed(seed)
-    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=6)).eval()
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=6)).eval()
 
 
 BOTH = {"llama": llama, "qwen3": qwen3}
+ALL = BOTH | {"windowed": windowed}
+
+
+def ragged_samples(seed: int = 0, count: int = 12, prompts: int = 4) -> list[Sample]:
+    """Return ragged samples of both kinds, some of a single token and some without advantage.
+
+    Three share a prompt, and a group has several prompts, as it has when each solution gets a hint of its own.
+    """
+    rng = np.random.default_rng(seed)
+    shared = [rng.integers(2, 37, length).tolist() for length in [1, 9, 4, 6, 3][:prompts]]
+    return [
+        Sample(
+            prompt_ids=shared[k % prompts],
+            response_ids=rng.integers(1, 37, [1, 12, 5, 3, 7, 7, 2, 10, 4, 11, 6, 8][k % 12]).tolist(),
+            advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
+            kind="meta" if k % prompts == prompts - 1 else "solution",
+            group=k % 3,
+        )
+        for k in range(count)
+    ]
+
+
+def plain_logprobs(model, prompt_ids: list[int], response_ids: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Return the log-probs of one response from a forward pass without cache, batch or padding."""
+    logits = model(input_ids=torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0] / temperature
+    predicted = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    return predicted.gather(-1, torch.tensor(response_ids)[:, None]).squeeze(-1)
 
 
 # ---- an architecture each, with the tokenizer of the embedded policy: `save_random` makes a model directory
@@ -63,33 +74,28 @@ EXPERTS |= {"topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, 
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 LATENT |= {"num_key_value_heads": 4}
 NOTHING: dict = {}
-TRAINED: dict[str, dict] = dict.fromkeys(
-    "bloom gpt2 gpt_bigcode gpt_neox llama mpt nemotron olmo olmo2 persimmon phi phi3 qwen2 smollm3 stablelm "
-    "starcoder2 biogpt".split(),
-    NOTHING,
-)
+PLAIN = "bloom gpt2 gpt_bigcode gpt_neox llama mpt nemotron olmo olmo2 persimmon phi phi3 qwen2 smollm3 stablelm"
+TRAINED: dict[str, dict] = dict.fromkeys(f"{PLAIN} starcoder2 biogpt".split(), NOTHING)
 TRAINED |= dict.fromkeys("ernie4_5 gemma glm glm4 helium qwen3 seed_oss".split(), HEADS)
 TRAINED |= dict.fromkeys("glm4_moe mixtral olmoe phimoe qwen3_moe".split(), EXPERTS | HEADS)
 TRAINED |= dict.fromkeys(("deepseek_v2", "deepseek_v3"), EXPERTS | LATENT)
 TRAINED |= {"mistral": {"sliding_window": 6}, "gemma3_text": HEADS | WINDOW, "olmo3": WINDOW, "exaone4": WINDOW}
 TRAINED |= {"gpt_oss": EXPERTS | HEADS | WINDOW, "gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4}}
 TRAINED |= {"falcon": {"alibi": False}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}, "xglm": {"ffn_dim": 48}}
-REFUSED: dict[str, tuple[str, dict]] = {
-    "cohere": ("sampler", {}),
-    "granite": ("sampler", {"logits_scaling": 8.0}),
-    "gemma2": ("sampler", HEADS | WINDOW),
-    "nanochat": ("sampler", {}),
-    "gpt_neo": ("sampler", {"window_size": 6, "attention_types": [[["global", "local"], 1]]}),
-    "rwkv": ("sampler", {"attention_hidden_size": 32}),
-    "bert": ("sampler", {"is_decoder": True}),
-    "openai-gpt": ("RuntimeError", {}),
-    "mamba": ("more than keys and values", {}),
-    "lfm2": ("more than keys and values", {"layer_types": ["conv", "full_attention"]}),
-    "jamba": ("more than keys and values", EXPERTS),
-    "qwen3_next": ("more than keys and values", EXPERTS | HEADS),
-    "recurrent_gemma": ("more than keys and values", {}),
-    "llama4_text": ("no attribute 'last_hidden_state'", EXPERTS | HEADS | {"attention_chunk_size": 6}),
+DIFFERENT: dict[str, dict] = {
+    "cohere": {},
+    "granite": {"logits_scaling": 8.0},
+    "gemma2": HEADS | WINDOW,
+    "nanochat": {},
 }
+DIFFERENT |= {"gpt_neo": {"window_size": 6, "attention_types": [[["global", "local"], 1]]}}
+DIFFERENT |= {"rwkv": {"attention_hidden_size": 32}, "bert": {"is_decoder": True}}
+STATEFUL: dict[str, dict] = {"mamba": {}, "lfm2": {"layer_types": ["conv", "full_attention"]}, "jamba": EXPERTS}
+STATEFUL |= {"qwen3_next": EXPERTS | HEADS, "recurrent_gemma": {}}
+REFUSED: dict[str, tuple[str, dict]] = {name: ("sampler", sizes) for name, sizes in DIFFERENT.items()}
+REFUSED |= {name: ("more than keys and values", sizes) for name, sizes in STATEFUL.items()}
+REFUSED["openai-gpt"] = ("RuntimeError", {})
+REFUSED["llama4_text"] = ("no attribute 'last_hidden_state'", EXPERTS | HEADS | {"attention_chunk_size": 6})
 
 
 def save_random(directory: Path, architecture: str, **changes) -> str:
@@ -97,7 +103,9 @@ def save_random(directory: Path, architecture: str, **changes) -> str:
     torch.manual_seed(0)
     extra = TRAINED[architecture] if architecture in TRAINED else REFUSED[architecture][1]
     sizes = SMALL | dict.fromkeys(NOISE.split(), 0.5) | extra | changes
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes), dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(architecture, **sizes), dtype=torch.float32
+    )
     model.save_pretrained(directory)
     TOKENIZER.save_pretrained(directory)
     return str(directory)

@@ -15,8 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as pytest does
 
-from random_models import qwen3
-from test_engine import ragged_samples
+from random_models import qwen3, ragged_samples
 
 import grpo
 import rollout

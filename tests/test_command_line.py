@@ -100,10 +100,8 @@ def test_real_models_have_their_own_defaults(tmp_path):
 
 
 def test_all_options_of_training_are_in_the_help_with_valid_defaults():
-    every, printed = (
-        [option for part in Options.parts().values() for option in declared(part)],
-        build_parser().format_help(),
-    )
+    every = [option for part in Options.parts().values() for option in declared(part)]
+    printed = build_parser().format_help()
     assert len({option.name for option in every}) == len(every) == len(Options.of({}).flat())
     for option in every:
         for value in (option.default, option.bounds.get("real", option.default)):

@@ -1,11 +1,13 @@
 """The engine against the plain core: the same tokens from the sampler, gradients within 1e-5 from the update."""
 
+from functools import partial
 from itertools import chain
 
-import numpy as np
 import pytest
+import test_rollout
 import torch
-from random_models import BOTH, llama, windowed
+from random_models import ALL, BOTH, llama, ragged_samples
+from test_rollout import assert_same_draws
 
 import engine
 import grpo
@@ -15,36 +17,18 @@ from engine.sampler import join
 from grpo import Sample, UpdateOptions
 from models import loading
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [30, 3, 3, 20], [2, 2]]
+draw = partial(test_rollout.draw, n=6, max_new_tokens=30)
 
 
-MODELS = BOTH | {"windowed": windowed}
-
-
-# ---- the sampler
-
-
-def draw(sample, model, prompts=PROMPTS, seed=0, **changes) -> list[rollout.Rollout]:
-    arguments = {"n": 6, "max_new_tokens": 30, "eos_ids": {1, 2}, "generator": torch.Generator().manual_seed(seed)}
-    return list(chain(*sample(model, prompts, **arguments | changes)))
-
-
-def assert_same_draws(left: list[rollout.Rollout], right: list[rollout.Rollout]) -> None:
-    for one, other in zip(left, right, strict=True):
-        assert (one.prompt_ids, one.response_ids) == (other.prompt_ids, other.response_ids)
-        assert one.finish_reason == other.finish_reason
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
-@pytest.mark.parametrize("shape", MODELS)
+@pytest.mark.parametrize("shape", ALL)
 @pytest.mark.parametrize(
     "changes", [{}, {"limits": [3, 30, 9, 17]}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.8}, {"n": 1}]
 )
 def test_the_tokens_are_those_of_the_plain_sampler(shape, changes):
-    model = MODELS[shape]()
+    model = ALL[shape]()
     fast = draw(engine.sample, model, **changes)
     assert_same_draws(fast, draw(rollout.sample, model, **changes))
-    assert max(len(one.response_ids) for one in fast) > 12, "rows must be longer than the window"
+    assert max(len(one.response_ids) for one in chain(*fast)) > 12, "rows must be longer than the window"
 
 
 def test_the_embedded_policy_draws_the_same_tokens():
@@ -108,21 +92,6 @@ def test_a_captured_step_draws_the_same(monkeypatch):
     assert_same_draws(draw(engine.sample, model, **long), draw(rollout.sample, model, **long))
 
 
-def test_a_prompt_is_computed_once_and_a_step_takes_one_token_of_a_row(monkeypatch):
-    model = llama()
-    shapes, forward = [], model.base_model.forward
-
-    def watched(**inputs):
-        shapes.append(tuple(inputs["input_ids"].shape))
-        return forward(**inputs)
-
-    monkeypatch.setattr(model.base_model, "forward", watched)
-    draw(engine.sample, model, n=8, max_new_tokens=12)
-    assert shapes[0] == (len(PROMPTS), 7)
-    assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= 12
-    assert shapes[1][0] <= 32 and shapes[-1][0] <= 24, "finished rows have left"
-
-
 def test_other_attention_is_given_the_masks_it_wants():
     model = llama()
     expected = draw(rollout.sample, model)
@@ -134,7 +103,7 @@ def test_under_autocast_the_samplers_agree():
     model = llama()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain, fast = draw(rollout.sample, model, n=4), draw(engine.sample, model, n=4)
-    firsts = [[one.logprobs[0] for one in drawn] for drawn in (fast, plain)]
+    firsts = [[one.logprobs[0] for one in chain(*drawn)] for drawn in (fast, plain)]
     assert firsts[0] == pytest.approx(firsts[1], abs=0.1)
 
 
@@ -145,25 +114,6 @@ def test_the_training_mode_is_kept(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         draw(engine.sample, model, n=1)
     assert model.training
-
-
-# ---- the update
-
-
-def ragged_samples(seed: int = 0, count: int = 12, prompts: int = 4) -> list[Sample]:
-    """Ragged samples of both kinds, with ragged prompts and single-token responses, some without advantage."""
-    rng = np.random.default_rng(seed)
-    shared = [rng.integers(2, 37, length).tolist() for length in [1, 9, 4, 6, 3][:prompts]]
-    return [
-        Sample(
-            prompt_ids=shared[k % prompts],
-            response_ids=rng.integers(1, 37, [1, 12, 5, 3, 7, 7, 2, 10][k % 8]).tolist(),
-            advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
-            kind="meta" if k % prompts == prompts - 1 else "solution",
-            group=k % prompts,
-        )
-        for k in range(count)
-    ]
 
 
 def go_backward(batch: list[Sample], logprobs: torch.Tensor) -> dict[str, float]:
@@ -185,10 +135,10 @@ def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         torch.testing.assert_close(gradient, right[name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", MODELS)  # the windowed one goes through in whole sequences
+@pytest.mark.parametrize("shape", ALL)  # the windowed one goes through in whole sequences
 @pytest.mark.parametrize("token_budget", [1, 30, 10_000])
 def test_the_gradients_are_those_of_the_plain_update(shape, token_budget):
-    model, samples = MODELS[shape](), ragged_samples()
+    model, samples = ALL[shape](), ragged_samples()
     expected, plain = gradients(grpo.over_batches, model, samples)
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
     found, figures = gradients(update.over_batches, model, samples, token_budget)

@@ -19,11 +19,9 @@ from rewards import AlignmentRewards
 from rollout import Attempt, Rollout
 
 
-@pytest.mark.parametrize(
-    "n, c, k, expected", [(4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 0, 4, 0.0), (4, 4, 1, 1.0), (4, 2, 3, 1.0)]
-)
-def test_pass_at_k_worked_out_by_hand(n, c, k, expected):
-    assert pass_at_k(n, c, k) == pytest.approx(expected)
+def test_pass_at_k_worked_out_by_hand():
+    for n, c, k, expected in ((4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 0, 4, 0.0), (4, 4, 1, 1.0), (4, 2, 3, 1.0)):
+        assert pass_at_k(n, c, k) == pytest.approx(expected)
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -58,12 +56,8 @@ def attempt(level: int, correct: list[bool], lengths: list[int], reasons: list[s
 
 
 def test_the_summary_worked_out_by_hand():
-    result = summarize(
-        [
-            attempt(1, [True, True], [4, 6], ["stop", "stop"], timeouts=2),
-            attempt(2, [True, False], [5, 9], ["stop", "length"], timeouts=1),
-        ]
-    )
+    easy = attempt(1, [True, True], [4, 6], ["stop", "stop"], timeouts=2)
+    result = summarize([easy, attempt(2, [True, False], [5, 9], ["stop", "length"], timeouts=1)])
     assert result["pass1"] == 0.75
     assert result["pass1_deviation"] == pytest.approx(0.5 / 2**0.5)  # the samplings have accuracies 1 and 0.5
     assert result["pass_at_k"] == {"1": 0.75, "2": 1.0}
@@ -151,30 +145,24 @@ def test_a_generator_has_no_end_and_gives_the_number_asked_for(name):
     assert len(held_out_problems(name, options("--whole", "--problems", "9"))) == 9
 
 
-@pytest.mark.parametrize(
-    "flags, count", [("--whole", 150), ("--as-published", 150), ("--levels 1", 50), ("--problems 7", 7)]
-)
-def test_a_benchmark_is_evaluated_like_the_file_made_of_it(listed, flags, count, monkeypatch):
+def test_a_benchmark_is_evaluated_like_the_file_made_of_it(listed, monkeypatch):
     monkeypatch.setattr(benchmarks, "load", lambda name: held_out_problems(listed, options("--whole")))
-    problems = held_out_problems("MATH500", options(*flags.split()))
-    assert len(problems) == count
-    assert set(problems) <= set(held_out_problems(listed, options(*flags.split(), "--whole")))
+    for flags, count in {"--whole": 150, "--as-published": 150, "--levels 1": 50, "--problems 7": 7}.items():
+        problems = held_out_problems("MATH500", options(*flags.split()))
+        assert len(problems) == count
+        assert set(problems) <= set(held_out_problems(listed, options(*flags.split(), "--whole")))
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("--levels 9", "9"),
-        ("--levels hard", "hard"),
-        ("--model no/such/model", "no/such/model"),
-        ("--data nothing.jsonl", "nothing.jsonl"),
-        ("--data MATH500", "python -m problems.benchmarks MATH500 > MATH500.jsonl"),
-        ("--problems 0", "--problems"),
-        ("--top-p 0", "--top-p: found 0.0, expected above 0"),
-        ("--top-p 1.5", "--top-p: found 1.5, expected at most 1"),
-        ("--temperature -1", "--temperature"),
-    ],
-)
+WRONG = {"--top-p 0": "--top-p: found 0.0, expected above 0", "--top-p 1.5": "--top-p: found 1.5, expected at most 1"}
+WRONG |= {
+    "--data MATH500": "python -m problems.benchmarks MATH500 > MATH500.jsonl",
+    "--temperature -1": "--temperature",
+}
+WRONG |= {"--levels 9": "--levels: found (9,)", "--levels hard": "found 'hard'", "--problems 0": "--problems"}
+WRONG |= {"--model no/such/model": "no/such/model", "--data nothing.jsonl": "nothing.jsonl"}
+
+
+@pytest.mark.parametrize("arguments, message", WRONG.items())
 def test_the_command_names_what_is_wrong(listed, arguments, message):
     finished = run_script("eval.py", "--data", listed, *arguments.split())
     assert finished.status == 1 and message in finished.stderr and finished.stderr.startswith("eval.py: ")

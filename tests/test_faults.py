@@ -18,36 +18,20 @@ from engine.terminal import summary
 from models import loading
 from problems import verify, worker
 
-# ---- not a number
 
-
-def spoil_gradients(trainer, steps: set[int], monkeypatch) -> None:
-    """Make the gradient of one weight NaN in these calls of the update, counted from 1."""
-    calls, plain = [], grpo.update
-
-    def update(model, *rest, **named):
-        calls.append(1)
-        weight = model.get_output_embeddings().weight
-        handle = weight.register_hook(lambda g: g * float("nan")) if len(calls) in steps else None
-        figures = plain(model, *rest, **named)
-        if handle:
-            handle.remove()
-        return figures
-
-    monkeypatch.setattr(grpo, "update", update)
-
-
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_training_continues(monkeypatch):
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_training_continues():
     trainer = small_trainer(experts=False)
-    spoil_gradients(trainer, {1}, monkeypatch)
-    before = [p.detach().clone() for p in trainer.policy.model.parameters()]
+    model = trainer.policy.model
+    handle = model.get_output_embeddings().weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = [p.detach().clone() for p in model.parameters()]
     trainer.step(1)
     assert trainer.counters["skipped_updates"] == trainer.counters["bad_steps_in_a_row"] == 1
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.model.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    handle.remove()
     trainer.step(2)
-    check_health(trainer.policy.model, trainer.counters["bad_steps_in_a_row"], 2)
+    check_health(model, trainer.counters["bad_steps_in_a_row"], 2)
     assert trainer.counters["skipped_updates"] == 1 and trainer.counters["bad_steps_in_a_row"] == 0
-    assert not all(torch.equal(old, new) for old, new in zip(before, trainer.policy.model.parameters(), strict=True))
+    assert not all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_a_loss_that_is_not_finite_is_skipped_too(monkeypatch):
@@ -121,9 +105,6 @@ def test_weights_that_are_not_finite_are_never_saved():
         check_health(trainer.policy.model, 0, 7)
 
 
-# ---- the verifier
-
-
 def test_a_run_continues_when_its_verifier_is_killed_again_and_again(tmp_path):
     """The answers contain a variable, so that the worker must be asked; a thread kills whatever worker there is."""
     problems, over, killed = tmp_path / "problems.jsonl", threading.Event(), []
@@ -147,9 +128,6 @@ def test_a_run_continues_when_its_verifier_is_killed_again_and_again(tmp_path):
         thread.join()
     assert killed and [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
     assert verify.answers_match("x(x+1)", "x^2+x")  # and one is there after it
-
-
-# ---- malicious models
 
 
 @pytest.fixture
@@ -195,9 +173,6 @@ def test_python_files_of_a_model_run_only_when_asked_for(model_directory, tmp_pa
 def test_the_flag_says_what_it_means():
     printed = " ".join(run_script("train.py", "--help").stdout.split())
     assert "--trust-remote-code" in printed and "they can do all you can do" in printed
-
-
-# ---- malicious data
 
 
 def test_names_from_data_are_never_paths(tmp_path):

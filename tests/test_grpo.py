@@ -5,10 +5,9 @@ import dataclasses
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from random_models import BOTH, llama, windowed
+from random_models import ALL, BOTH, llama, plain_logprobs, ragged_samples
 
 import engine.update
 import grpo
@@ -20,44 +19,18 @@ SEAMS = {"plain": grpo.over_batches, "engine": engine.update.over_batches}
 both_seams = pytest.mark.parametrize("over_batches", SEAMS.values(), ids=SEAMS)
 
 
-def ragged_samples(count: int = 12) -> list[Sample]:
-    """Return ragged samples of both kinds, some of a single token and some without advantage.
-
-    Three share a prompt, and a group has several prompts, as it has when each solution gets a hint of its own.
-    """
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(2, 37, length).tolist() for length in (1, 9, 4, 6)]
-    lengths = [1, 12, 5, 3, 7, 7, 2, 10, 4, 11, 6, 8]
-    return [
-        Sample(
-            prompt_ids=prompts[k % 4],
-            response_ids=rng.integers(1, 37, lengths[k % 12]).tolist(),
-            advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
-            kind="meta" if k % 4 == 3 else "solution",
-            group=k % 3,
-        )
-        for k in range(count)
-    ]
-
-
 def reference_logprobs(model, sample: Sample, temperature: float = 1.0) -> torch.Tensor:
-    """Return the log-probs of one sample alone, from the logits of all its positions."""
-    logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0] / temperature
-    logprobs = logits.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
-    return logprobs[torch.arange(len(sample.response_ids)), torch.tensor(sample.response_ids)]
+    return plain_logprobs(model, sample.prompt_ids, sample.response_ids, temperature)
 
 
 def sgd(model, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr)
 
 
-# ---- advantages
-
-
 def test_advantages_worked_out_by_hand():
     # mean 0.5, squared deviations 4 x 0.25, with Bessel's correction sqrt(1 / 3) = 0.57735
     assert group_advantages(torch.tensor([[1.0, 0, 0, 1]])).tolist()[0] == pytest.approx(
-        [0.8660239, -0.8660239, -0.8660239, 0.8660239]
+        [x * 0.8660239 for x in (1, -1, -1, 1)]
     )
     assert group_advantages(torch.tensor([[3.0, 0, 0, 1]]), normalize_std=False).tolist() == [[2, -1, -1, 0]]
 
@@ -78,9 +51,6 @@ def test_groups_do_not_mix():
         assert torch.equal(together[row], group_advantages(rewards[row : row + 1])[0])
     torch.testing.assert_close(together.mean(1), torch.zeros(5), atol=1e-6, rtol=0)
     torch.testing.assert_close(together.std(1), torch.ones(5), atol=1e-4, rtol=0)
-
-
-# ---- the loss
 
 
 def loop_loss(logprobs, old, advantages, mask, denominator, low, high) -> float:
@@ -160,9 +130,6 @@ def test_weights_worked_out_by_hand(aggregation, expected):
     assert [sample.weight for sample in samples] == pytest.approx(expected)
 
 
-# ---- log-probs
-
-
 @pytest.mark.parametrize("shape", BOTH)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("logits_at_once", [grpo.LOGITS_AT_ONCE, 37 * 5])  # all positions at once, or five
@@ -181,9 +148,6 @@ def test_micro_batches_keep_to_the_budget_and_lose_nothing(token_budget):
     for part in parts:
         longest = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in part)
         assert len(part) == 1 or len(part) * longest <= token_budget
-
-
-# ---- one update
 
 
 @pytest.fixture
@@ -213,7 +177,7 @@ def gradients_by_hand(model, samples) -> dict[str, torch.Tensor]:
 
 
 @both_seams
-@pytest.mark.parametrize("make", [*BOTH.values(), windowed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize(
     "token_budget, logits_at_once, checkpointing",
     [(1, 2**26, False), (30, 37 * 3, False), (60, 37, True), (10_000, 2**26, False), (10_000, 2**26, True)],

@@ -50,23 +50,16 @@ def test_a_thought_is_kept_and_is_not_the_answer(prediction, before, thought, af
 
 def test_a_thought_that_does_not_end_is_no_prediction():
     good = json.dumps(GOOD)
-    for text in (
-        f"<meta>{good}",
-        f"<meta> so {good} </meta> or <meta> {good}",
-        f"<meta>{'x' * 30_000}{good}",
-        "</meta>",
-    ):
+    again = f"<meta> so {good} </meta> or <meta> {good}"
+    for text in (f"<meta>{good}", again, f"<meta>{'x' * 30_000}{good}", "</meta>", f"{good} or {good}</meta>"):
         assert parse_meta(text) is None
-    assert parse_meta(f"{good} or {good}</meta>") is None
     assert parse_meta(good).thought == "" and parse_meta(f"no start </meta>{good}").thought == "no start </meta>"
     assert parse_meta(f"<meta>{'x' * 30_000}</meta>```json\n{good}\n```") == PARSED
 
 
 def test_a_pass_rate_is_rounded_inward_to_an_eighth():
-    assert parse_meta(render_meta(MetaPrediction(0.30, 5, ()))) == MetaPrediction(0.25, 5, ())
-    assert parse_meta(render_meta(MetaPrediction(0.32, 5, ()))) == MetaPrediction(0.375, 5, ())
-    assert parse_meta(render_meta(MetaPrediction(15 / 16, 5, ()))) == MetaPrediction(7 / 8, 5, ())
-    assert parse_meta(render_meta(MetaPrediction(1 / 16, 5, ()))) == MetaPrediction(1 / 8, 5, ())
+    for rate, rounded in ((0.30, 0.25), (0.32, 0.375), (15 / 16, 7 / 8), (1 / 16, 1 / 8)):
+        assert parse_meta(render_meta(MetaPrediction(rate, 5, ()))) == MetaPrediction(rounded, 5, ())
     assert [masa.pass_rate_count(k / 1000) for k in (0, 1, 999, 1000)] == [0, 1, 7, 8]
 
 
@@ -77,15 +70,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("change", [{key: value} for key, values in BAD.items() for value in values], ids=str)
-def test_a_bad_value_makes_the_prediction_none(change):
-    assert parse_meta(json.dumps(GOOD)) == PARSED
-    assert parse_meta(json.dumps(GOOD | change)) is None
-
-
 @pytest.mark.parametrize("key", GOOD)
-def test_a_missing_key_makes_the_prediction_none(key):
+def test_a_bad_value_or_a_missing_key_makes_the_prediction_none(key):
+    assert parse_meta(json.dumps(GOOD)) == PARSED
     assert parse_meta(json.dumps({k: v for k, v in GOOD.items() if k != key})) is None
+    assert [value for value in BAD[key] if parse_meta(json.dumps(GOOD | {key: value}))] == []
 
 
 def test_the_last_whole_object_counts():
@@ -96,33 +85,31 @@ def test_the_last_whole_object_counts():
     assert parse_meta(f'{json.dumps(GOOD)} and in short {{"x": 1}} {{}}') == PARSED
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "{" * 10_000, '{"a":' * 10_000, "[" * 10_000, '{"pass_rate": ' + "9" * 10_000]
-)
-def test_hostile_text_is_no_prediction(text):
-    assert parse_meta(text) is None
+def test_hostile_text_is_no_prediction():
+    for text in ("", "{", "{" * 10_000, '{"a":' * 10_000, "[" * 10_000, '{"pass_rate": ' + "9" * 10_000):
+        assert parse_meta(text) is None
 
 
 def rates(*values):
     return [None if value is None else MetaPrediction(value, 30, ()) for value in values]
 
 
+# By default: 1 1 0.875 1 has a standard deviation of 0.054 and 0 0 0.25 0 one of 0.108, that of 0 0.1875 is 0.094 for a
+# population (0.133 for a sample). A margin of 0.1 includes 0.1, whatever floating point makes of the mean. Where the
+# rates 0.5 agree, a problem teaches. "-" did not parse: half of the predictions must.
+SKIPPED = "0 0 0 0/1 1 0.875 1/0 -/1/0.1 0.1 0.1/0.95 0.85/0 0.1875"
+KEPT = "0 0 0.25 0/0.5 0.5 0.5 0.5/0.125 0.125 0.125/0 - -/- -/"
+
+
+def test_gate_decisions_worked_out_by_hand():
+    for group in (SKIPPED + "/" + KEPT).split("/"):
+        given_rates = [None if rate == "-" else float(rate) for rate in group.split()]
+        assert should_skip(rates(*given_rates)) is (group in SKIPPED.split("/")), group
+
+
 @pytest.mark.parametrize(
     "given_rates, options, skipped",
     [
-        ((0.0, 0.0, 0.0, 0.0), {}, True),
-        ((1.0, 1.0, 0.875, 1.0), {}, True),  # mean 0.969, standard deviation 0.054
-        ((0.0, 0.0, 0.25, 0.0), {}, False),  # mean 0.0625, but standard deviation 0.108
-        ((0.5, 0.5, 0.5, 0.5), {}, False),  # they agree, but on a problem that teaches
-        ((0.125, 0.125, 0.125), {}, False),  # mean 0.125 > 0.1
-        ((0.0, None), {}, True),  # half of them parsed
-        ((0.0, None, None), {}, False),  # fewer than half
-        ((None, None), {}, False),
-        ((), {}, False),
-        ((1.0,), {}, True),
-        ((0.1, 0.1, 0.1), {}, True),  # the margin is included, whatever floating point makes of the mean
-        ((0.95, 0.85), {}, True),
-        ((0.0, 0.1875), {}, True),  # population standard deviation 0.09375 < 0.1; of the sample it is 0.1326
         ((0.25, 0.25), {"margin": 0.25}, True),
         ((0.0, 0.2), {"std_threshold": 0.1}, False),  # 0.1 is not below 0.1
         ((0.0, 0.0), {"easy": False}, True),
@@ -133,7 +120,7 @@ def rates(*values):
         ((0.0,) * 7 + (0.125,), {"margin": 0.0, "std_threshold": 9.0}, False),
     ],
 )
-def test_gate_decisions_worked_out_by_hand(given_rates, options, skipped):
+def test_gate_decisions_with_other_settings(given_rates, options, skipped):
     assert should_skip(rates(*given_rates), **options) is skipped
 
 

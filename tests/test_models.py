@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from random_models import REFUSED, TOKENIZER, TRAINED, save_random
+from random_models import REFUSED, TOKENIZER, TRAINED, plain_logprobs, save_random
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
@@ -26,16 +26,6 @@ PROMPTS = [[9, 20, 31, 42, 53, 64, 75, 86, 97, 10, 11, 12], [40, 41], [13]]
 
 def load_here(name: str | Path, **options):
     return load_policy(ModelOptions(model=str(name), device="cpu", dtype="float32", **options))
-
-
-def plain_logprobs(model, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0]
-    predicted = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
-    return predicted.gather(-1, torch.tensor(response_ids)[:, None]).squeeze(-1).tolist()
-
-
-# ---- architectures
 
 
 def test_the_table_of_architectures_lists_what_is_tried():
@@ -56,9 +46,9 @@ def test_an_architecture_is_sampled_and_trained_exactly(architecture, tmp_path, 
         mask = torch.ones(1, len(prompt), dtype=torch.long)
         [generated] = policy.model.generate(torch.tensor([prompt]), attention_mask=mask, **settings).tolist()
         assert generated[len(prompt) :] == rollout.response_ids
-        expected = plain_logprobs(policy.model, prompt, rollout.response_ids)
-        assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
         with torch.no_grad():
+            expected = plain_logprobs(policy.model, prompt, rollout.response_ids).tolist()
+            assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
             plain = grpo.token_logprobs(policy.model, [grpo.Sample(prompt, rollout.response_ids)])
         assert plain.tolist() == pytest.approx(expected, abs=1e-4)
 
@@ -80,9 +70,8 @@ def test_an_architecture_is_sampled_and_trained_exactly(architecture, tmp_path, 
 @pytest.mark.parametrize("architecture", REFUSED)
 def test_an_architecture_is_refused_by_name(architecture, tmp_path):
     directory = save_random(tmp_path, architecture)
-    with pytest.raises(
-        PolicyError, match=rf"\w+(ForCausalLM|LMHeadModel) cannot be used: .*{REFUSED[architecture][0]}"
-    ):
+    message = rf"\w+(ForCausalLM|LMHeadModel) cannot be used: .*{REFUSED[architecture][0]}"
+    with pytest.raises(PolicyError, match=message):
         load_here(directory)
 
 
@@ -103,7 +92,7 @@ def test_at_learning_rate_0_no_ratio_moves(architecture, tmp_path):
     model = load_here(save_random(tmp_path, architecture)).model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for sample in SAMPLES:
-        sample.sampled_logprobs = plain_logprobs(model, sample.prompt_ids, sample.response_ids)
+        sample.sampled_logprobs = plain_logprobs(model, sample.prompt_ids, sample.response_ids).tolist()
     figures = grpo.update(model, optimizer, SAMPLES, grpo.UpdateOptions(minibatches=2, clip_high=1e-4))
     assert figures["clip_frac"] == 0 and figures["logprob_gap"] < 1e-5
 
@@ -111,7 +100,7 @@ def test_at_learning_rate_0_no_ratio_moves(architecture, tmp_path):
 def test_activations_are_recomputed_without_dropout(tmp_path):
     model, calls = load_here(save_random(tmp_path, "gpt2"), gradient_checkpointing=True).model, []
     model.base_model.h[0].attn.register_forward_hook(lambda *_: calls.append(None))
-    logprobs = plain_logprobs(model, SAMPLES[0].prompt_ids, SAMPLES[0].response_ids)
+    logprobs = plain_logprobs(model, SAMPLES[0].prompt_ids, SAMPLES[0].response_ids).tolist()
     calls.clear()
     loss = grpo.imitate(model, torch.optim.SGD(model.parameters()), SAMPLES[:1], grpo.UpdateOptions())["expert_loss"]
     assert loss == pytest.approx(-sum(logprobs) / 4, abs=1e-5) and len(calls) == 2 and not model.training
@@ -141,9 +130,6 @@ def test_prompts_and_responses_must_fit_into_the_positions(tmp_path, monkeypatch
         monkeypatch.setattr("sys.argv", [*arguments.split(), "--device", "cpu", "--problems", "2"])
         with pytest.raises(SystemExit, match="has room for 256 tokens"):
             evaluation.main()
-
-
-# ---- files
 
 
 def edit(path: Path, **changes) -> None:

@@ -105,11 +105,6 @@ def test_ctrl_c_under_torchrun_ends_all_ranks_after_the_same_step(tmp_path):
     assert checkpoints(tmp_path / "run")[-1].name == f"step-{last}"
 
 
-def test_sharding_needs_several_processes(tmp_path):
-    finished = run_script("train.py", "--shard", "--out", str(tmp_path / "run"))
-    assert finished.status == 1 and "torchrun --nproc-per-node N train.py --shard" in finished.stderr
-
-
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1000")
     with pytest.raises(parallel.LaunchError, match="one per GPU, found more"), parallel.processes("cuda"):

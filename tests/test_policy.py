@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from random_models import qwen3
 from torch.nn.attention import sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -135,14 +134,6 @@ def test_every_configured_end_token_counts(embedded, tmp_path):
     config = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [3, 7]}))
     assert load(str(tmp_path), device="cpu").eos_ids == {3, 7, embedded.tokenizer.eos_token_id}
-
-
-def test_a_qwen3_shaped_model_loads(embedded, tmp_path):
-    model = qwen3()
-    model.resize_token_embeddings(len(embedded.tokenizer))
-    model.save_pretrained(tmp_path)
-    embedded.tokenizer.save_pretrained(tmp_path)
-    assert load(str(tmp_path), device="cpu").model.config.model_type == "qwen3"
 
 
 @pytest.mark.parametrize(

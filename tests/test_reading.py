@@ -87,11 +87,8 @@ def test_only_all_right_is_8_and_only_none_right_is_0(drawn):
 
 
 def solved(text: str, right: int) -> Attempt:
-    return Attempt(
-        Problem(text, "0"),
-        solutions=[Rollout([1], [2], [0.0], "stop")] * 4,
-        correct=[True] * right + [False] * (4 - right),
-    )
+    solutions = [Rollout([1], [2], [0.0], "stop")] * 4
+    return Attempt(Problem(text, "0"), solutions=solutions, correct=[True] * right + [False] * (4 - right))
 
 
 def test_teaching_moves_beliefs_to_what_happened():
@@ -112,9 +109,8 @@ def test_teaching_follows_the_gradient_of_the_cross_entropy():
     for attempt, count in zip(attempts, (0, 4), strict=True):
         ids = trainer.policy.encode(masa.meta_prompt(attempt.problem.text, 96)) + opening
         with torch.no_grad():
-            expected.append(
-                -trainer.policy.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[tokens[count]].item()
-            )
+            logits = trainer.policy.model(torch.tensor([ids])).logits[0, -1]
+        expected.append(-logits.log_softmax(-1)[tokens[count]].item())
     assert trainer.imitate(attempts, step=1)["read_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
@@ -144,6 +140,4 @@ def test_the_gate_of_beliefs_is_judged_on_explored_problems(monkeypatch):
     monkeypatch.setattr("rollout.solution_reward", lambda *_: 0.0)
     assert trainer.step(1)[0]["gate_precision"] == 1.0
     assert [judged[:3] for judged in trainer.explored] == [(1, True, True)] * 4
-    assert 10 / train.ALGORITHMS["masa-read"]["explore"] <= train.WINDOW, (
-        "at least ten explored problems judge the gate"
-    )
+    assert train.WINDOW * train.ALGORITHMS["masa-read"]["explore"] >= 10, "so many explored problems judge the gate"

@@ -24,44 +24,24 @@ from rewards import (
 from rollout import Attempt, SamplingOptions, solve
 
 
-@pytest.mark.parametrize(
-    "response, truth, reward",
-    [
-        ("so \\boxed{17}", "17", 1.0),
-        ("so \\boxed{17.0}", "17", 1.0),
-        ("first \\boxed{17}, no: \\boxed{18}", "17", 0.0),  # the last box counts
-        ("17", "17", 0.0),  # not boxed
-        ("\\boxed{17", "17", 0.0),  # cut off
-        ("\\boxed{}", "17", 0.0),
-        ("", "17", 0.0),
-    ],
-)
-def test_solution_reward(response, truth, reward):
-    assert solution_reward(response, truth) == reward
+def test_solution_reward():
+    for right in ("so \\boxed{17}", "so \\boxed{17.0}"):
+        assert solution_reward(right, "17") == 1.0
+    # The last box counts; then without a box, and cut off.
+    for wrong in ("first \\boxed{17}, no: \\boxed{18}", "17", "\\boxed{17", "\\boxed{}", ""):
+        assert solution_reward(wrong, "17") == 0.0
 
 
-@pytest.mark.parametrize(
-    "predicted, lengths, reward",
-    [
-        (20, [20, 30], 1.0),  # both ends count
-        (30, [20, 30], 1.0),
-        (25, [30, 20], 1.0),
-        (19, [20, 30], 0.0),
-        (31, [20, 30], 0.0),
-        (20, [20], 1.0),
-        (20, [], 0.0),
-    ],
-)
-def test_length_reward(predicted, lengths, reward):
-    assert length_reward(predicted, lengths) == reward
+@pytest.mark.parametrize("predicted", [19, 20, 25, 30, 31])
+def test_length_reward(predicted):
+    assert length_reward(predicted, [30, 20]) == float(predicted not in (19, 31))  # both ends count
+    assert length_reward(predicted, [predicted]) == 1.0 and length_reward(predicted, []) == 0.0
 
 
-@pytest.mark.parametrize(
-    "predicted, actual, base, reward",
-    [(0.5, 0.5, 0.01, 1.0), (0.25, 0.75, 0.01, 0.1), (1.0, 0.0, 0.01, 0.01), (0.0, 0.5, 0.25, 0.5)],
-)
-def test_difficulty_reward(predicted, actual, base, reward):
-    assert difficulty_reward(predicted, actual, base) == pytest.approx(reward)
+def test_difficulty_reward():
+    assert difficulty_reward(0.5, 0.5) == 1.0 and difficulty_reward(1.0, 0.0) == pytest.approx(0.01)
+    assert difficulty_reward(0.25, 0.75) == pytest.approx(0.1)
+    assert difficulty_reward(0.0, 0.5, 0.25) == pytest.approx(0.5)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
@@ -190,26 +170,16 @@ def test_a_prediction_that_did_not_parse_earns_nothing():
 LETTERS = ["B", "(b)", "B.", r"\text{B}", "(B) Paris", "B) Paris", "B: Paris", r"\textbf{(B)}"]
 
 
-@pytest.mark.parametrize(
-    "kind, answer, truth, reward",
-    [
-        *[("choice", answer, "B", 1.0) for answer in LETTERS],  # the letter counts, whatever is written after it
-        *[("choice", answer, "C", 0.0) for answer in LETTERS],
-        ("choice", "Bern", "B", 0.0),  # a word is no letter
-        ("choice", "Paris", "B", 0.0),
-        ("truth", "True", "true", 1.0),
-        ("truth", "yes", "True", 1.0),
-        ("truth", r"\text{False}.", "false", 1.0),
-        ("truth", "Uncertain", "unknown", 1.0),
-        ("truth", "unknown", "Uncertain", 1.0),
-        ("truth", "true", "unknown", 0.0),
-        ("truth", "no", "true", 0.0),
-        ("truth", "not true", "true", 0.0),
-        ("truth", "7", "true", 0.0),
-    ],
-)
-def test_solution_reward_by_kind_of_answer(kind, answer, truth, reward):
-    assert solution_reward(f"\\boxed{{{answer}}}", truth, kind) == reward
+EQUAL = {"True": "true", "yes": "True", r"\text{False}.": "false", "Uncertain": "unknown", "unknown": "Uncertain"}
+DIFFERENT = {"true": "unknown", "no": "true", "not true": "true", "7": "true"}
+
+
+def test_solution_reward_by_kind_of_answer():
+    for answer in LETTERS:  # the letter counts, whatever is written after it
+        assert [solution_reward(f"\\boxed{{{answer}}}", truth, "choice") for truth in "BC"] == [1.0, 0.0], answer
+    assert solution_reward(r"\boxed{Bern}", "B", "choice") == solution_reward(r"\boxed{Paris}", "B", "choice") == 0.0
+    for answer, truth in (EQUAL | DIFFERENT).items():
+        assert solution_reward(f"\\boxed{{{answer}}}", truth, "truth") == float(answer in EQUAL), answer
 
 
 def test_solutions_are_verified_by_the_kind_of_their_problem():

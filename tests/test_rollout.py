@@ -8,7 +8,7 @@ from itertools import chain
 
 import pytest
 import torch
-from random_models import BOTH, llama, windowed
+from random_models import ALL, BOTH, llama, plain_logprobs
 
 import engine
 import rollout
@@ -30,31 +30,24 @@ def draw(sample, model, prompts=PROMPTS, seed=0, **changes) -> list[list[Rollout
 def assert_same_draws(left: list[list[Rollout]], right: list[list[Rollout]]) -> None:
     assert len(left) == len(right)
     for one, other in zip(chain(*left), chain(*right), strict=True):
-        assert (one.response_ids, one.finish_reason) == (other.response_ids, other.finish_reason)
+        assert (one.prompt_ids, one.response_ids) == (other.prompt_ids, other.response_ids)
+        assert one.finish_reason == other.finish_reason
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def plain_logprobs(model, drawn: Rollout, temperature: float = 1.0) -> list[float]:
-    """Return the log-probs of a response from one forward pass without cache, batch or padding."""
-    ids = torch.tensor([drawn.prompt_ids + drawn.response_ids])
+def logprobs_of(model, drawn: Rollout, temperature: float = 1.0) -> list[float]:
     with torch.no_grad():
-        logprobs = (model(ids).logits[0] / temperature).log_softmax(-1)
-    start = len(drawn.prompt_ids) - 1
-    return [logprobs[start + t, token].item() for t, token in enumerate(drawn.response_ids)]
+        return plain_logprobs(model, drawn.prompt_ids, drawn.response_ids, temperature).tolist()
 
 
 @pytest.mark.parametrize("shape", BOTH)
 def test_greedy_draws_equal_generate_on_ragged_prompts(sample, shape):
     model, eos_ids = BOTH[shape](), [1, 4, 9, 16, 23, 30]
     longest = max(map(len, PROMPTS))
-    generated = model.generate(
-        input_ids=torch.tensor([[0] * (longest - len(p)) + p for p in PROMPTS]),
-        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS]),
-        do_sample=False,
-        max_new_tokens=25,
-        eos_token_id=eos_ids,
-        pad_token_id=0,
-    )[:, longest:].tolist()
+    input_ids = torch.tensor([[0] * (longest - len(p)) + p for p in PROMPTS])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS])
+    settings = {"do_sample": False, "max_new_tokens": 25, "eos_token_id": eos_ids, "pad_token_id": 0}
+    generated = model.generate(input_ids=input_ids, attention_mask=mask, **settings)[:, longest:].tolist()
     reasons = set()
     groups = draw(sample, model, n=1, max_new_tokens=25, eos_ids=eos_ids, temperature=0)
     for (one,), expected in zip(groups, generated, strict=True):
@@ -65,14 +58,14 @@ def test_greedy_draws_equal_generate_on_ragged_prompts(sample, shape):
     assert reasons == {"stop", "length"}, "the test must see both ends"
 
 
-@pytest.mark.parametrize("make", [*BOTH.values(), windowed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.9)])
 def test_logprobs_equal_a_plain_forward_pass(sample, make, temperature, top_p):
     model = make()
     drawn = {"n": 5, "max_new_tokens": 30, "eos_ids": {1}, "temperature": temperature, "top_p": top_p}
     rollouts = list(chain(*draw(sample, model, **drawn)))
     for one in rollouts:
-        assert one.logprobs == pytest.approx(plain_logprobs(model, one, temperature), abs=1e-4)
+        assert one.logprobs == pytest.approx(logprobs_of(model, one, temperature), abs=1e-4)
     assert max(len(one.response_ids) for one in rollouts) > 12, "some must be longer than two windows"
 
 
@@ -82,7 +75,7 @@ def test_a_model_is_sampled_in_its_own_precision_or_that_of_autocast(sample, aut
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         groups = draw(sample, model, max_new_tokens=10, eos_ids={1})
     for one in chain(*groups):
-        assert one.logprobs == pytest.approx(plain_logprobs(model, one), abs=0.5)
+        assert one.logprobs == pytest.approx(logprobs_of(model, one), abs=0.5)
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_does_not(sample):
@@ -113,16 +106,16 @@ def test_prompts_wait_until_the_cache_has_room_for_them(cap, monkeypatch):
     assert max(held) == max(1, cap // (6 * 37)) and sum(held) == 5  # 6 draws of up to 7 + 30 tokens to each prompt
 
 
-def test_a_prompt_is_computed_once_and_finished_rows_are_dropped(monkeypatch):
+def test_a_prompt_is_computed_once_and_finished_rows_are_dropped(sample, monkeypatch):
     model, shapes = llama(), []
-    forward = model.forward
+    forward = model.base_model.forward
 
     def watched(**inputs):
         shapes.append(tuple(inputs["input_ids"].shape))
         return forward(**inputs)
 
-    monkeypatch.setattr(model, "forward", watched)
-    draw(rollout.sample, model, n=8, max_new_tokens=12)
+    monkeypatch.setattr(model.base_model, "forward", watched)
+    draw(sample, model, n=8, max_new_tokens=12)
     assert shapes[0] == (len(PROMPTS), 7)
     assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= 12
     assert shapes[1][0] <= 32 and shapes[-1][0] <= 24
@@ -191,8 +184,7 @@ def test_top_p_draws_only_from_the_smallest_sufficient_set(sample):
     "arguments, message",
     [
         ({"prompts": [[]]}, "prompt is empty"),
-        ({"n": 0}, "at least 1"),
-        ({"max_new_tokens": 0}, "at least 1"),
+        *(({name: 0}, "at least 1") for name in ("n", "max_new_tokens")),
         ({"limits": [0]}, "at least 1"),
         ({"limits": [3, 3]}, "expected one per prompt"),
         ({"temperature": -1.0}, "temperature"),

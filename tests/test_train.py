@@ -70,10 +70,10 @@ def test_the_same_seed_gives_the_same_metrics(finished_run, tmp_path):
     assert without_time(metrics(tmp_path / "other")) != without_time(metrics(finished_run))
 
 
-@pytest.mark.parametrize("flags", ["", "--algo masa-paper --experts --minibatches 2"])
-def test_a_resumed_run_equals_an_uninterrupted_one(flags, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "EXPERT_BATCH", 2)  # some experts are imitated, and one may wait for the next step
-    options = Options.of(vars(train.build_parser().parse_args([*SMALL, "--save-every", "2", *flags.split()])))
+    flags = [*SMALL, *"--save-every 2 --algo masa-paper --experts --minibatches 2".split()]
+    options = Options.of(vars(train.build_parser().parse_args(flags)))
     train.train(options, tmp_path)
     whole = metrics(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-3")  # as if killed before it was written ...
@@ -137,9 +137,6 @@ def test_all_kinds_of_options_work_together(tmp_path):
     --cutoff 1.5 --expert-notion 0 --expert-optimizer shared --difficulty-base 0.1 --keep 1 --data arithmetic:0.3"""
     run(*SMALL, *flags.split(), out=tmp_path)
     assert metrics(tmp_path)[-1]["kl"] is not None
-
-
-# ---- one step seen from inside
 
 
 def small_trainer(kind: type[Trainer] = Trainer, **changes) -> Trainer:
@@ -292,25 +289,19 @@ def test_each_solution_has_a_hint_of_its_own(monkeypatch):
             assert trainer.policy.encode(masa.solution_prompt(attempt.problem.text, hint)) == solution.prompt_ids
     group = trainer.samples(attempts)[:24]  # one group, whatever the prompts
     assert {sample.group for sample in group} == {0} and len({tuple(sample.prompt_ids) for sample in group}) == 3
-    assert [s.advantage for s in group] == pytest.approx(
-        [right - attempts[0].pass_rate for right in attempts[0].correct]
-    )
+    advantages = [right - attempts[0].pass_rate for right in attempts[0].correct]
+    assert [sample.advantage for sample in group] == pytest.approx(advantages)
     assert small_trainer(hints="draws", seed=1).step(1)[1][0].hints != attempts[0].hints
 
 
 def test_a_prediction_that_reasons_is_asked_to_counted_shown_and_imitated(monkeypatch):
-    trainer = small_trainer(
-        efficient_from=99, expert_failures=False, max_prompt_tokens=999
-    )  # it is asked in characters
+    trainer = small_trainer(efficient_from=99, max_prompt_tokens=999)  # it is asked in characters
     trainer.options.sampling.meta_reasoning = True
-    texts = itertools.cycle(
-        ['<meta>7+5 needs a carry.</meta> {"pass_rate": 1, "solution_length": 9, "notions": ["7"]}', "no"]
-    )
+    said = '<meta>7+5 needs a carry.</meta> {"pass_rate": 1, "solution_length": 9, "notions": ["7"]}'
+    texts = itertools.cycle([said, "no"])
     monkeypatch.setattr(type(trainer.policy), "decode", lambda policy, ids: next(texts))
     monkeypatch.setattr("rollout.solution_reward", lambda *_: 1.0)
-    monkeypatch.setattr(
-        masa, "expert_target", lambda predictions, *_: dataclasses.replace(predictions[0], pass_rate=1.0)
-    )
+    monkeypatch.setattr(masa, "expert_target", lambda group, *_: dataclasses.replace(group[0], pass_rate=1.0))
     _, attempts = trainer.step(1)
     asked = trainer.policy.encode(masa.meta_prompt(attempts[0].problem.text, 96, reasoning=True))
     assert all(rollout.prompt_ids == asked for rollout in attempts[0].meta_rollouts)
@@ -408,51 +399,27 @@ def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
     assert last["experts_cloned"] > 100 and last["skipped_updates"] == 0
 
 
-# ---- options and bad input
+WRONG = {"--levels hard": "levels: found 'hard'", "--meta-rewards speed": "--meta-rewards: found speed"}
+WRONG |= {"--data nothing.jsonl": "nothing.jsonl", "--model no/such-model": "no/such-model", "--samples 1": "--samples"}
+WRONG |= {"--algo ppo": "--algo", "--variant ppo": "--variant", "--temperature 0": "--temperature"}
+WRONG |= {"--shard": "torchrun --nproc-per-node N train.py --shard"}
+for given in ("--gate both", "--cutoff 2", "--hints draws", "--experts"):
+    WRONG[f"--algo grpo {given}"] = f"--predictions 0 leaves {given.split()[0]} nothing"
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("--data nothing.jsonl", "nothing.jsonl"),
-        ("--model no/such-model", "no/such-model"),
-        ("--no-such-option", "--no-such-option"),
-        ("--algo ppo", "--algo"),
-        ("--variant ppo", "--variant"),
-        ("--steps many", "--steps"),
-        ("--samples 1", "--samples"),
-        ("--temperature 0", "--temperature"),
-        ("--levels hard", "levels: found 'hard'"),
-        ("--meta-rewards speed", "--meta-rewards: found speed"),
-        ("--shard", "--shard"),
-        ("--algo grpo --gate both", "--predictions 0 leaves --gate nothing"),
-        ("--algo grpo --cutoff 2", "--predictions 0 leaves --cutoff nothing"),
-        ("--algo grpo --hints draws", "--predictions 0 leaves --hints nothing"),
-        ("--algo grpo --experts", "--predictions 0 leaves --experts nothing"),
-    ],
-)
+@pytest.mark.parametrize("arguments, message", WRONG.items())
 def test_what_is_wrong_is_named(arguments, message, tmp_path):
     assert message in run(*arguments.split(), out=tmp_path / "run", ok=False).stderr
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("second, place", [('{"problem": "1+', ":2"), ('{"problem": "1+2"}', ":2"), (None, "")])
-def test_a_broken_file_names_its_line(second, place, tmp_path):
-    file = tmp_path / "problems.jsonl"
-    file.write_text(f'{{"problem": "1+1", "answer": "2"}}\n{second}' if second else "")
-    assert f"problems.jsonl{place}" in run("--data", str(file), out=tmp_path / "run", ok=False).stderr
 
 
 def test_flags_override_the_presets_of_algorithm_and_model():
     options = Options.of({"algo": "masa", "gate": "both", "model": "somewhere", "lr": 0.5})
     assert options.gate.gate == "both" and not options.gate.cutoff and not options.imitation.experts
     assert options.update.lr == 0.5 and options.imitation.expert_lr == 1e-6 and options.data.data == "words"
-
-
-@pytest.mark.parametrize("model", ["tiny", "somewhere"])
-def test_grpo_predicts_nothing_whatever_the_model(model):
-    options = Options.of({"algo": "grpo", "model": model})
-    assert (options.sampling.predictions, options.gate.gate, options.imitation.experts) == (0, "off", False)
+    for model in ("tiny", "somewhere"):
+        grpo = Options.of({"algo": "grpo", "model": model})
+        assert (grpo.sampling.predictions, grpo.gate.gate, grpo.imitation.experts) == (0, "off", False)
 
 
 def test_a_checkpoint_of_the_embedded_policy_keeps_its_defaults(finished_run):

@@ -71,10 +71,8 @@ def test_dynamic_sampling_gives_up_when_nothing_varies():
 
 
 def test_the_oracle_skips_what_its_own_solutions_show_to_be_useless(monkeypatch):
-    trainer, outcomes = (
-        small_trainer(oracle.OracleGate, **GRPO),
-        [[False] * 32, [True, False], [True] * 32, [False, True]],
-    )
+    trainer = small_trainer(oracle.OracleGate, **GRPO)
+    outcomes = [[False] * 32, [True, False], [True] * 32, [False, True]]
 
     def solve(policy, probed, sampling, stream):
         assert sampling.samples == 32

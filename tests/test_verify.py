@@ -34,9 +34,6 @@ SLOW_PAIR = (r"e^{e^{e^{e^{e^{e}}}}}", "1")  # sympy never finishes this one
 LIMIT = 5.0  # seconds that a call may take, by the contract in design.md
 
 
-# ---------------------------------------------------------------------------- right
-
-
 def test_the_pairs_are_many_and_balanced():
     equal = Counter(pair["equal"] for pair in PAIRS)
     assert len(PAIRS) >= 400 and len({(p["prediction"], p["truth"]) for p in PAIRS}) == len(PAIRS)
@@ -59,41 +56,25 @@ def test_rewrites_match_and_corruptions_do_not():
     assert counts["rewrites"] > 400 and counts["corruptions"] > 150
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (r"so \boxed{5}.", "5"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{1} and then \boxed{2}", "2"),
-        (r"\boxed{1} and then \boxed{2", "1"),
-        (r"\boxed{2} and \boxed{3}", "2,3"),
-        (r"$\boxed{2}$, $\boxed{3}$ or $\boxed{5}$.", "2,3,5"),
-        (r"\boxed{2}\text{ and }\boxed{3}", "2,3"),
-        (r"\boxed{4}\ \boxed{5}", "4,5"),
-        (r"\boxed{5}, \boxed{5}", "5"),
-        (r"\boxed{1}. So \boxed{2} and \boxed{3}", "2,3"),
-        (r"\fbox{3}", "3"),
-        (r"\boxed {4}", "4"),
-        (r"$\boxed 5$.", "5"),
-        (r"thus \boxed 12, done", "12"),
-        (r"\boxed{\boxed{7}}", "7"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{\text{a \} b}}", r"\text{a \} b}"),
-        (r"<think>\boxed{1}</think> \boxed{2}", "2"),
-        (r"<think>\boxed{1}</think> no box here", None),
-        (r"} \boxed{6} }", "6"),
-        (r"{ \boxed{6}", "6"),
-        (r"\\boxed{8}", "8"),
-        (r"\boxed{}", ""),
-        (r"\boxedsomething{9}", None),
-        ("no box", None),
-        ("", None),
-        (None, None),
-        (17, None),
-    ],
-)
-def test_extract_answer(text, expected):
+BOXES = r"""so \boxed{5}. => 5 | \boxed{\frac{1}{2}} => \frac{1}{2} | \boxed{1} and then \boxed{2} => 2 |
+\boxed{1} and then \boxed{2 => 1 | \boxed{2} and \boxed{3} => 2,3 | $\boxed{2}$, $\boxed{3}$ or $\boxed{5}$. => 2,3,5 |
+\boxed{2}\text{ and }\boxed{3} => 2,3 | \boxed{4}\ \boxed{5} => 4,5 | \boxed{5}, \boxed{5} => 5 |
+\boxed{1}. So \boxed{2} and \boxed{3} => 2,3 | \fbox{3} => 3 | \boxed {4} => 4 | $\boxed 5$. => 5 |
+thus \boxed 12, done => 12 | \boxed{\boxed{7}} => 7 | \boxed{\{1,2\}} => \{1,2\} |
+\boxed{\text{a \} b}} => \text{a \} b} | <think>\boxed{1}</think> \boxed{2} => 2 | } \boxed{6} } => 6 |
+{ \boxed{6} => 6 | \\boxed{8} => 8 | \boxed{} => """
+
+
+@pytest.mark.parametrize("box", BOXES.replace("\n", " ").split(" | "))
+def test_extract_answer(box):
+    text, _, expected = box.partition(" => ")
     assert extract_answer(text) == expected
+
+
+def test_boxes_that_are_missing_or_joined():
+    for text in (r"<think>\boxed{1}</think> no box here", r"\boxedsomething{9}", "no box", "", None, 17):
+        assert extract_answer(text) is None
+    assert answers_match(r"\boxed{2}, \boxed{3}", "3,2") and not answers_match(r"\boxed{2}, \boxed{3}", "3")
 
 
 @pytest.mark.parametrize("prediction", [None, 5, 5.0, b"5", ["5"], "", "  ", "$$", r"\text{}"])
@@ -108,21 +89,10 @@ def test_integers_of_any_size_are_exact():
     assert not answers_match(digits, digits[:-1] + "1") and not answers_match(digits, "-" + digits)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "truth", "stage"),
-    [
-        ("17", "20", "text"),
-        ("0.5", r"\frac12", "number"),
-        ("(1,2)", "(2,1)", "structure"),
-        ("xy", "yx", "sympy"),
-        ("", "1", "empty"),
-    ],
-)
-def test_the_cheapest_stage_that_can_decide_does(prediction, truth, stage):
+@pytest.mark.parametrize("pair", "17;20;text 0.5;\\frac12;number (1,2);(2,1);structure xy;yx;sympy ;1;empty".split())
+def test_the_cheapest_stage_that_can_decide_does(pair):
+    prediction, truth, stage = pair.split(";")
     assert judge(prediction, truth)[1] == stage
-
-
-# ---------------------------------------------------------------------------- safe
 
 
 def test_no_code_evaluates_text():
@@ -154,43 +124,21 @@ def test_a_hostile_answer_creates_no_file(tmp_path):
     assert not victim.exists()
 
 
-HOSTILE = {
-    "tower": "9^{9^{9^{9}}}",
-    "small tower": "(1+1)^{" * 25 + "9" + "}" * 25,
-    "factorials": "((9!)!)!",
-    "large factorial": "100000000!",
-    "binomial": r"\binom{10^{9}}{5\cdot 10^{8}}",
-    "round brackets": "(" * 1000 + "5" + ")" * 1000,
-    "fractions": r"\frac{" * 300 + "1" + "}{2}" * 300,
-    "roots": r"\sqrt{" * 300 + "2" + "}" * 300,
-    "unbalanced": "{" * 1500,
-    "signs": "-" * 1900 + "5",
-    "bars": "|" * 1900,
-    "commas": "," * 1900,
-    "backslashes": "\\" * 1900,
-    "list": ",".join(rf"\sqrt{{{n}}}" for n in range(150)),
-    "plus-minus": r"\pm 2" * 300,
-    "power of a sum": "(a+b+c+d+e)^{50}",
-    "infinite digits": "0." + "3" * 1900,
-    "exponent": "1e9999",
-    "many variables": "+".join(f"x_{{{n}}}" for n in range(150)),
-    "zero": r"\frac{1}{0}+0^{-1}",
-    "nul": "5\x00",
-    "surrogate": "\ud8005",
-    "megabyte of letters": "x" * 10**6,
-    "megabyte of digits": "9" * 10**6,
-    "megabyte of boxes": r"\boxed{" * 150_000,
-    "megabyte of commas": "111," * 250_000,
-    "megabyte of backslashes": "\\" * 10**6,
-}
+HOSTILE = r"""9^{9^{9^{9}}} ((9!)!)! 100000000! \binom{10^{9}}{5\cdot10^{8}} (a+b+c+d+e)^{50} 1e9999
+\frac{1}{0}+0^{-1}""".split()
+HOSTILE += ["5\x00", "\ud8005", "-" * 1900 + "5", "0." + "3" * 1900, r"\pm 2" * 300, *(sign * 1900 for sign in "{|,\\")]
+HOSTILE += ["(1+1)^{" * 25 + "9" + "}" * 25, "(" * 1000 + "5" + ")" * 1000, r"\sqrt{" * 300 + "2" + "}" * 300]
+HOSTILE += [r"\frac{" * 300 + "1" + "}{2}" * 300, "+".join(f"x_{{{n}}}" for n in range(150))]
+HOSTILE += [",".join(rf"\sqrt{{{n}}}" for n in range(150))]
+HOSTILE += [text * (10**6 // len(text)) for text in ("x", "9", r"\boxed{", "111,", "\\")]  # a megabyte each
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_are_quick_and_wrong(name):
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20])
+def test_hostile_answers_are_quick_and_wrong(text):
     for truth in ("1", "x+1"):
         start = time.monotonic()
-        assert answers_match(HOSTILE[name], truth) is False
-        extract_answer(HOSTILE[name])
+        assert answers_match(text, truth) is False
+        extract_answer(text)
         assert time.monotonic() - start < LIMIT
 
 
@@ -323,8 +271,6 @@ def test_the_worker_has_a_memory_limit():
     assert resource.prlimit(verify.WORKER.process.pid, resource.RLIMIT_AS)[0] == worker.WORKER_BYTES
 
 
-# ---------------------------------------------------------------------------- fuzz
-
 PIECES = r"""1 2 7 10 999 0.5 .3 1e9 x y n e i a_1 \pi \infty \alpha + - * / ^ _ = < > \le \in \cup \pm ! % , ; : ( ) [
 ] { } \{ \} | & \\ \frac \sqrt \binom \sin \log \ln \tan \left( \right) \text{cm} \text{or} \text \boxed{ \row or and
 \begin{pmatrix} \end{pmatrix} \overline ^{99} ^\circ \% \$ $ \, \! {,} \frac{1}{2} \lfloor \rfloor Monday yes A (B)
@@ -390,9 +336,6 @@ def test_ten_thousand_verifications_leak_nothing():
     grown = resident("self") - before[0], resident(pid) - before[1]
     print(f"resident memory grew by {grown} kB (this process, worker)")
     assert max(grown) < 20_000
-
-
-# ---------------------------------------------------------------------------- the command
 
 
 def test_command(capsys):

@@ -1,32 +1,20 @@
 """Verdicts are symmetric and reflexive, and a wrong digit, sign or symbol anywhere in an answer is never paid."""
 
-import json
 import re
 from collections.abc import Iterator
 
 import pytest
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_verify import PAIRS
 
 from problems import latex, verify
 from problems.verify import answers_match, judge
 
-PAIRS = [json.loads(line) for line in (ROOT / "tests" / "verify_pairs.jsonl").open(encoding="utf-8")]
 TRUTHS = [truth for truth in dict.fromkeys(pair["truth"] for pair in PAIRS) if judge(truth, truth)[0]]
 SWAPS = {"+": "-", "-": "+", "<": ">", r"\le ": "<", r"\ge": ">", "[": "(", "!": "", "|": "", r"\cup": r"\cap"}
 SWAPS |= {r"\sqrt": "", r"\frac": r"\binom", r"\sin": r"\cos", r"\cos": r"\sin", r"\ln": r"\log", r"\pi": r"\tau"}
-SWAPS |= {
-    r"\infty": r"-\infty",
-    "cm": "km",
-    "hours": "minutes",
-    "x": "q",
-    "n": "r",
-    "a": "v",
-    "i": "u",
-    "A": "B",
-    "B": "C",
-}
+SWAPS |= dict(swap.split(":") for swap in r"\infty:-\infty cm:km hours:minutes x:q n:r a:v i:u A:B B:C".split())
 EQUAL_AFTER_ALL = {  # (truth, mutation): changed signs and names that mean the same
     (r"\frac{2}{1}", r"\binom{2}{1}"),
     ("f(x)=0", "f(q)=0"),
@@ -50,12 +38,8 @@ def mutations(answer: str) -> Iterator[str]:
 def test_a_wrong_digit_sign_or_symbol_is_never_equal():
     mutated = [(truth, mutation) for truth in TRUTHS for mutation in mutations(truth)]
     paid = {pair for pair in mutated if answers_match(*pair)}
+    assert all(judge(f"${truth}$", truth)[0] for truth in TRUTHS)
     assert len(mutated) > 2500 and paid <= EQUAL_AFTER_ALL, paid - EQUAL_AFTER_ALL
-
-
-def test_a_truth_equals_itself_and_its_corruption_does_not_return():
-    for truth in TRUTHS:
-        assert judge(truth, truth)[0] and judge(f"${truth}$", truth)[0], truth
 
 
 def test_the_comparison_of_trees_is_symmetric():
@@ -75,9 +59,8 @@ def test_the_comparison_of_trees_is_symmetric():
         assert verify.same(b, a, prove) == verdict, pair
 
 
-ANSWERS = st.sampled_from(
-    sorted({pair[key] for pair in PAIRS for key in ("prediction", "truth") if len(pair[key]) < 60})
-)
+SHORT = {pair[key] for pair in PAIRS for key in ("prediction", "truth") if len(pair[key]) < 60}
+ANSWERS = st.sampled_from(sorted(SHORT))
 
 
 @pytest.mark.parametrize("shape", ["%s", "(%s,1)", r"\{%s, 7\}", "x=%s", r"-%s", r"\frac{%s}{3}", "%s,%s", "%s+%s"])
@@ -92,8 +75,3 @@ def test_verdicts_about_any_two_answers_are_symmetric(shape, monkeypatch):
         assert judge(a, b)[0] == judge(b, a)[0]
 
     check()
-
-
-def test_mutations_of_two_boxes():
-    assert verify.extract_answer(r"$\boxed{2}$ and $\boxed{3}$") == "2,3"
-    assert answers_match(r"\boxed{2}, \boxed{3}", "3,2") and not answers_match(r"\boxed{2}, \boxed{3}", "3")

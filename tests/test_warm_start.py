@@ -82,18 +82,11 @@ def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch, capsys):
     assert load(str(tmp_path / "warm"), device="cpu").eos_ids
 
 
-@pytest.mark.parametrize(
-    "flags, named",
-    [
-        ("--levels one", "one"),
-        ("--data nothing.jsonl", "nothing.jsonl"),
-        ("--steps 0", "--steps"),
-        ("--out {file}", "file"),
-    ],
-)
-def test_bad_options_are_named(flags, named, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flags", ["--levels one", "--data nothing.jsonl", "--steps 0", "--out {}"])
+def test_bad_options_are_named(flags, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    flags = flags.format(file=tmp_path / "file").split()
+    flags = flags.format(tmp_path / "file").split()
+    named = "--steps" if "0" in flags else flags[1]
     monkeypatch.setattr("sys.argv", ["warm_start.py", "--model", "tiny", "--out", str(tmp_path / "warm"), *flags])
     with pytest.raises(SystemExit) as stopped:
         warm_start.main()

@@ -56,19 +56,10 @@ def main() -> None:
             per_device_train_batch_size=4 * SAMPLES,  # two problems, each solved and predicted
             shuffle_dataset=False,  # otherwise the two rows of a problem would be separated
             max_completion_length=LONGEST,
-            learning_rate=1e-4,
-            use_cpu=True,
-            bf16=False,
-            logging_steps=1,
-            report_to=[],
+            **{"learning_rate": 1e-4, "use_cpu": True, "bf16": False, "logging_steps": 1, "report_to": []},
         )
-        trainer = GRPOTrainer(
-            model=embedded.model,
-            reward_funcs=masa_reward,
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=embedded.tokenizer,
-        )
+        data = {"train_dataset": Dataset.from_list(rows), "processing_class": embedded.tokenizer}
+        trainer = GRPOTrainer(embedded.model, masa_reward, config, **data)
         trainer.train()
     for row in trainer.state.log_history:
         if "reward" in row:
