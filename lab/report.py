@@ -46,7 +46,7 @@ from lab.compare import Run
 WORST, BEST = 6, 2  # transcripts shown of each variant
 COLOURS = 8  # those of report.mplstyle, which colour-blind readers can tell apart
 LIGHT = "#9aa5ad"
-LINES = {"said": ".-", "read": ".--"}
+LINES = {"said": ".-", "read": "--"}
 DOT = 12  # area of the dot of one problem, in square points
 STEP_CURVES = {  # {title: column of metrics.jsonl}, three in a row
     "entropy of solutions": "entropy",
@@ -59,7 +59,11 @@ STEP_CURVES = {  # {title: column of metrics.jsonl}, three in a row
 WIDTH, HEIGHT = 4.4, 3.0  # of a chart in inches; the page scales it
 ROOM = Path(__file__).parent  # also holds the page's template and styles
 MILLIONS = EngFormatter(sep=" ")  # writes 1500000 as "1.5 M"
-ENDS = slice(1), slice(-1, None)  # the first evaluation and the last
+PANELS = (
+    ("before training: said", "said", slice(1)),  # the first evaluation
+    ("after training: said", "said", slice(-1, None)),  # the last
+    ("after training: read", "read", slice(-1, None)),
+)
 Variants = dict[str, list[Run]]
 
 
@@ -152,8 +156,8 @@ def accuracy_chart(variants: Variants) -> Markup:
 def rate_curves(variants: Variants) -> Figure:
     """Draw mean pass rates at each evaluation, over all seeds, and how what is said and read correlates with them."""
     figure, [means, correlations] = panels(2, "training step", "")
-    means.set(title="mean pass rate: said, read (dashed), actual (dotted)")
-    correlations.set(title="correlation with the actual one: said, read (dashed)")
+    means.set(title="mean: said, read (dashed), actual (dotted)")
+    correlations.set(title="correlation: said, read (dashed)")
     for name, runs in variants.items():
         problems: dict[int, list[dict]] = {}
         for row in (row for run in runs for row in run.evaluations if row["problems"]):
@@ -171,19 +175,20 @@ def rate_curves(variants: Variants) -> Figure:
 
 def awareness_chart(name: str, variants: Variants) -> Markup:
     """Draw what is said, before and after training, and what is read against actual pass rates, all seeds together."""
-    first, last = (
-        [p for run in variants[name] for row in run.evaluations[part] for p in row["problems"]] for part in ENDS
-    )
-    shown = {"before training: said": ("said", first), "after training: said": ("said", last)}
-    shown |= {"after training: read": ("read", last)}
-    charts = {title: predicted_and_actual(*what) for title, what in shown.items()}
-    charts = {title: points for title, points in charts.items() if points.size}
+    charts = {}
+    for title, way, part in PANELS:
+        rows = [row for run in variants[name] for row in run.evaluations[part]]
+        points = predicted_and_actual(way, [problem for row in rows for problem in row["problems"]])
+        charts |= {title: points} if points.size else {}
     figure, axes = panels(len(charts), "predicted pass rate", "actual pass rate", unit_square=True)
     for ax, (title, points) in zip(axes, charts.items(), strict=True):
         ax.set(title=title)
         ax.plot([0, 1], [0, 1], ":", color=LIGHT)
-        places, times = np.unique(points[:2], axis=1, return_counts=True)
-        ax.scatter(*places, s=DOT * times, color=colour_of(name, variants), alpha=0.4, linewidths=0)
+        places, times = np.unique(points[:2].round(2), axis=1, return_counts=True)
+        for count in np.unique(times):  # dots of one size at once: the file then holds their shape once
+            ax.scatter(
+                *places[:, times == count], s=DOT * count, color=colour_of(name, variants), alpha=0.4, linewidths=0
+            )
         line = reliability(points[0], *points[2:].astype(int).tolist())
         ax.plot(*zip(*line, strict=True), ".-", color=colour_of(name, variants))
     return svg(figure, f"actual against predicted pass rates of {name}: {', '.join(charts)}")

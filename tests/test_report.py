@@ -87,7 +87,7 @@ def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
     parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
     parts += [
-        "correlation with the actual one",
+        "correlation: said, read",
         "gates after training",
         "Where the tokens went",
         "in predictions",
@@ -128,7 +128,8 @@ def test_the_area_of_a_dot_is_the_number_of_its_problems(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report.Axes, "scatter", lambda self, x, y, s, **_: drawn.append((x, y, s)))
     report.awareness_chart("masa", compare.by_variant(compare.find_runs([tmp_path])))
-    assert [part.tolist() for part in drawn[0]] == [[0.75, 0.75], [0.0, 0.25], [3 * report.DOT, report.DOT]]
+    dots = [(x.tolist(), y.tolist(), size) for x, y, size in drawn[:2]]
+    assert dots == [([0.75], [0.25], report.DOT), ([0.75], [0.0], 3 * report.DOT)]
 
 
 def test_what_is_said_and_what_is_read_stand_side_by_side(tmp_path):
