@@ -1,4 +1,4 @@
-"""Ask a policy a problem of your own: what does it predict, would the gate skip it, and what comes true?
+"""Ask a policy a problem of your own: what does it say, what does it believe, and what comes true?
 
     python -m lab.ask "9+8-4" --answer 13
     python -m lab.ask --model runs/masa-efficient-tiny-seed0/checkpoints/step-160     # asks you for problems
@@ -19,6 +19,7 @@ import masa
 from engine.command_line import USAGE, add_flags, defaults_for, make
 from engine.load import load_policy
 from engine.terminal import accept_every_character
+from lab.awareness import READ_AT
 from lab.explain import fitted, votes
 from masa import GateOptions
 from models import tiny
@@ -28,7 +29,7 @@ from problems.kinds import answer_groups
 from problems.source import Problem
 from problems.verify import extract_answer
 from rewards import COMPONENTS
-from rollout import Attempt, SamplingOptions, align, predict, solve
+from rollout import Attempt, SamplingOptions, align, predict, read, solve
 
 PREDICTIONS = {"predictions": 4}  # as in evaluation
 SHOWN = 3  # answers of which a solution is shown
@@ -42,6 +43,7 @@ def tell(policy: Policy, problem: Problem, sampling: SamplingOptions, gate: Gate
         yield f"warning: the embedded policy was never taught {letters!r}"
     predict(policy, [attempt], sampling, stream)
     yield from said(attempt)
+    yield believed(policy, attempt, sampling)
     skips = masa.should_skip(attempt.predictions, margin=gate.gate_margin, easy=gate.gate == "both")
     limit = masa.length_limit(attempt.predictions, gate.cutoff, sampling.max_new_tokens)
     yield f"gate       {'would skip it' if skips else f'would let it be solved, in at most {limit} tokens'}"
@@ -52,16 +54,26 @@ def tell(policy: Policy, problem: Problem, sampling: SamplingOptions, gate: Gate
 
 def said(attempt: Attempt) -> Iterator[str]:
     """Yield what the policy says of its own solutions."""
-    read = [prediction for prediction in attempt.predictions if prediction]
-    if read:
-        counts = [round(prediction.pass_rate * masa.PASS_RATE_SCALE) for prediction in read]
-        lengths = [prediction.solution_length for prediction in read]
-        notions = ", ".join(dict.fromkeys(notion for prediction in read for notion in prediction.notions)) or "none"
+    parsed = [prediction for prediction in attempt.predictions if prediction]
+    if parsed:
+        counts = [round(prediction.pass_rate * masa.PASS_RATE_SCALE) for prediction in parsed]
+        lengths = [prediction.solution_length for prediction in parsed]
+        notions = ", ".join(dict.fromkeys(notion for prediction in parsed for notion in prediction.notions)) or "none"
         yield f"said       {fmean(counts):.3g} of {masa.PASS_RATE_SCALE} right {counts}, tokens {lengths}"
         yield f"           notions {notions}"
     for text, prediction in zip(attempt.meta_responses, attempt.predictions, strict=True):
         if not prediction:
             yield f"unreadable {text}"
+
+
+def believed(policy: Policy, attempt: Attempt, sampling: SamplingOptions) -> str:
+    """Return what the policy believes of its own solutions, and whether the gate of --algo masa-read would skip it."""
+    if not policy.counts:
+        return "read       nothing: this tokenizer begins several of the counts 0 to 8 with the same token"
+    read(policy, [attempt], sampling)
+    right, wrong = masa.expected_pass_rate(attempt.belief), masa.probability_alike(attempt.belief, easy=False)
+    told = f"{right * masa.PASS_RATE_SCALE:.3g} of {masa.PASS_RATE_SCALE} right, all wrong with probability {wrong:.2f}"
+    return f"read       {told}: masa-read {'would skip it' if wrong >= READ_AT else 'would let it be solved'}"
 
 
 def happened(attempt: Attempt) -> Iterator[str]:
@@ -85,7 +97,7 @@ def happened(attempt: Attempt) -> Iterator[str]:
         length, difficulty, notion = (fmean(getattr(a, name) for a in attempt.alignments) for name in COMPONENTS)
         right = attempt.correct_lengths
         lengths = f"right solutions have {min(right)} to {max(right)} tokens" if right else "no solution is right"
-        counted = votes(attempt, tuple(notion for read in attempt.predictions if read for notion in read.notions))
+        counted = votes(attempt, tuple(notion for p in attempt.predictions if p for notion in p.notions))
         yield f"rewards    length {length:.2f} ({lengths}), difficulty {difficulty:.2f},"
         yield f"           notion {notion:.2f} (in right:wrong solutions: {counted})"
 

@@ -1,14 +1,15 @@
-"""Measure meta-awareness: how well do a policy's predictions fit what it then does on problems it never trained on?
+"""Measure meta-awareness: how well does what a policy says of itself, and what it believes, fit what it then does?
 
     python -m lab.awareness                                         # a worked example
     python -m lab.awareness runs/main/masa-efficient                # before and after training, all seeds together
     python -m lab.awareness runs/eval --levels 1,2                  # written by eval.py --out
 
-A problem's predicted pass rate is the mean of its parsed predictions and its predicted length their median, as gate and
-cutoff use them. If fewer than half parsed, it has no predicted pass rate and is neither skipped nor cut.
+The problems are held out. What is *said* of a problem is the mean pass rate and the median length of its predictions
+that parsed, as gate and cutoff use them; if fewer than half did, nothing is said, and the problem is neither skipped
+nor cut. What is *read* is the mean of its belief, and the gate by what is read is that of --algo masa-read.
 
-The gate is compared with an oracle that knows each problem's true pass rate p, but not how the draws fall: G draws are
-all alike with probability z(p) = p^G + (1-p)^G, which is only 0.85 for p = 0.99 and G = 16. Its best rule skips
+Both gates are compared with an oracle that knows each problem's true pass rate p, but not how the draws fall: G draws
+are all alike with probability z(p) = p^G + (1-p)^G, which is only 0.85 for p = 0.99 and G = 16. Its best rule skips
 problems by falling z, so no gate can expect more hits at the same share skipped. The distribution of p over problems is
 estimated from the numbers of correct solutions by nonparametric maximum likelihood (expectation maximisation).
 
@@ -36,6 +37,7 @@ READ_AT = 0.8  # problems whose solutions are believed all alike with this proba
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
+SHARES = np.linspace(0.01, 1.0, 100)  # the shares of problems at which the oracle is judged
 ON_PAPER = "Gate and cutoff: what they would have done. No problem was skipped here, and no solution cut."
 Predictions = list[MetaPrediction | None]  # of one problem; None: did not parse
 Row = dict[str, Any]  # of a table: {column: value}
@@ -44,9 +46,7 @@ Row = dict[str, Any]  # of a table: {column: value}
 def correlation(a: ArrayLike, b: ArrayLike) -> float | None:
     """Return Pearson's correlation; None with fewer than two values or if one side is constant."""
     x, y = np.asarray(a, float), np.asarray(b, float)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and np.ptp(x) and np.ptp(y) else None
 
 
 # Brier score and calibration error use numpy alone, because the table of ablate.py needs them without scikit-learn.
@@ -109,15 +109,10 @@ def scores(hits: float, chosen: float, wanted: float) -> dict[str, float | None]
     }
 
 
-def oracle_gate(correct: ArrayLike, drawn: ArrayLike, group: int, share: float) -> dict[str, Any]:
-    """Return the oracle's expected scores: at the share that the gate skips, at its best F1, and at every share."""
+def oracle_gate(correct: ArrayLike, drawn: ArrayLike, group: int, shares: ArrayLike) -> list[Row]:
+    """Return the scores that the oracle expects at each share of problems skipped."""
     skipped, hits = oracle_curve(rate_distribution(correct, drawn), group)
-    best = int(np.argmax(hits / (skipped + hits[-1]))) if hits[-1] else 0
-    return {
-        "at_same_share": scores(np.interp(share, skipped, hits), share, hits[-1]),
-        "at_best_F1": scores(hits[best], skipped[best], hits[-1]) | {"share": float(skipped[best])},
-        "curve": [scores(np.interp(s, skipped, hits), s, hits[-1]) for s in np.linspace(0.05, 1.0, 20)],
-    }
+    return [{"share": float(s)} | scores(np.interp(s, skipped, hits), s, hits[-1]) for s in np.asarray(shares)]
 
 
 # ------------------------------------------------------------------------------- the rows of evaluations.jsonl
@@ -137,6 +132,22 @@ def read_predictions(problem: dict) -> Predictions:
     return answers
 
 
+def said_rate(problem: dict) -> float | None:
+    return masa.predicted_pass_rate(read_predictions(problem))
+
+
+def read_rate(problem: dict) -> float | None:
+    return masa.expected_pass_rate(problem["belief"]) if problem.get("belief") else None
+
+
+WAYS = {"said": said_rate, "read": read_rate}
+
+
+def counts(problems: Sequence[dict]) -> tuple[NDArray, NDArray]:
+    """Return how many solutions of each problem are correct, and how many were drawn."""
+    return np.array([sum(p["correct"]) for p in problems]), np.array([len(p["correct"]) for p in problems])
+
+
 def awareness(
     problems: Sequence[dict], *, group: int = 16, gate: str = "hopeless", gate_margin: float = 0.1, cutoff: float = 2.0
 ) -> dict[str, Any]:
@@ -145,35 +156,37 @@ def awareness(
     group: G, the number of solutions whose agreement the gate predicts.  gate, gate_margin, cutoff: as in training. A
     gate that is "off" is judged as "hopeless" and a cutoff of 0.0 as 2.0: by what they would have done.
     """
+    (correct, drawn), both = counts(problems), gate == "both"
     predictions = [read_predictions(problem) for problem in problems]
-    rates = np.array([masa.predicted_pass_rate(answers) for answers in predictions], float)  # NaN where there is none
-    correct = np.array([sum(problem["correct"]) for problem in problems])
-    drawn = np.array([len(problem["correct"]) for problem in problems])
+    rates = {way: np.array([rate(p) for p in problems], float) for way, rate in WAYS.items()}  # NaN: none
+    ways = [way for way in WAYS if not np.isnan(rates[way]).all()]
+    # Each gate skips what is nearer than its margin. Said: to pass rate 0 (or 1), if the predictions agree on a mean.
+    nearest = np.minimum(rates["said"], 1 - rates["said"]) if both else rates["said"]
+    agree = [masa.should_skip(answers, margin=1.0) for answers in predictions]  # 1 admits every mean
+    alike = [masa.probability_alike(p["belief"], both) if p.get("belief") else -np.inf for p in problems]
+    distance = {"said": np.where(agree, nearest, np.inf), "read": 1 - np.array(alike)}
+    margin = {"said": gate_margin, "read": 1 - READ_AT}
     rewards = [r for p, q in zip(problems, predictions, strict=True) for r, m in zip(p["rewards"], q, strict=True) if m]
-    gated = _gate_figures(problems, predictions, rates, group, gate == "both", gate_margin)
+    oracle = oracle_gate(correct, drawn, group, SHARES)
     return {
         "problems": len(problems),
-        "problems_predicted": int((~np.isnan(rates)).sum()),
+        "problems_predicted": int((~np.isnan(rates["said"])).sum()),
         "pass@1": float((correct / drawn).mean()),
-        "pass_rate": _pass_rate_figures(rates, correct, drawn),
-        "belief": _belief_figures(problems, correct, drawn, gate == "both"),
+        **{way: _pass_rate_figures(rates[way], correct, drawn) for way in ways},
         "length": _length_figures(problems, predictions),
         # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
         "rewards": {n: fmean(row[n] for row in rewards if n in row) for n in dict.fromkeys(chain(*rewards))},
-        "gate": gated,
-        "oracle": oracle_gate(correct, drawn, group, gated["share_skipped"]),
+        **{f"gate, {way}": _gate_figures(distance[way], margin[way], correct, drawn, group) for way in ways},
+        "oracle": {"at_best_F1": max(oracle, key=lambda point: point["F1"] or 0), "curve": oracle},
         "cutoff": _cutoff_figures(problems, predictions, cutoff or 2.0),
     }
 
 
 def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict[str, float | None]:
-    """Compare predicted with actual pass rates; nothing if no problem has a predicted one (NaN)."""
+    """Compare predicted with actual pass rates, where there is a predicted one (not NaN)."""
     known = ~np.isnan(rates)
     p, c, n = rates[known], correct[known], drawn[known]
-    if not known.any():
-        return {}
     return {
-        "mean_predicted": float(p.mean()),
         "correlation": correlation(p, c / n),
         "correlation_among_solvable": correlation(p[c > 0], (c / n)[c > 0]),
         "mean_error": float(np.abs(p - c / n).mean()),
@@ -184,60 +197,38 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
     }
 
 
-def _belief_figures(problems: Sequence[dict], correct: NDArray, drawn: NDArray, both: bool) -> dict[str, Any]:
-    """Compare what was read, the probabilities of the counts 0..8, with what happened; nothing where none was read."""
-    if not all(problem.get("belief") for problem in problems):
-        return {}
-    beliefs = [problem["belief"] for problem in problems]
-    skip = np.array([masa.probability_alike(belief, both) for belief in beliefs]) >= READ_AT
-    hopeless, alike = correct == 0, (correct == 0) | (both & (correct == drawn))
-    return _pass_rate_figures(np.array([masa.expected_pass_rate(belief) for belief in beliefs]), correct, drawn) | {
-        "share_skipped": float(skip.mean()),
-        "gate_precision": float(alike[skip].mean()) if skip.any() else None,
-        "recall_of_the_hopeless": float(skip[hopeless].mean()) if hopeless.any() else None,
-    }
-
-
 def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]) -> dict[str, float | None]:
     """Compare predicted with correct lengths, over the problems that have a correct solution."""
     parsed = [[answer.solution_length for answer in answers if answer] for answers in predictions]
     correct = [list(compress(problem["lengths"], problem["correct"])) for problem in problems]
     pairs = [(ours, right) for ours, right in zip(parsed, correct, strict=True) if ours and right]
+    if not pairs:
+        return {}
     predicted, actual = [np.median(ours) for ours, _ in pairs], [np.median(right) for _, right in pairs]
-    inside = [min(right) <= length <= max(right) for ours, right in pairs for length in ours]
     return {
-        "share_within_correct_lengths": fmean(inside) if inside else None,
+        "share_within_correct_lengths": fmean(min(r) <= length <= max(r) for ours, r in pairs for length in ours),
         "correlation": correlation(predicted, actual),
-        "mean_error_in_tokens": float(np.abs(np.subtract(predicted, actual)).mean()) if pairs else None,
+        "mean_error_in_tokens": float(np.abs(np.subtract(predicted, actual)).mean()),
     }
 
 
-def _gate_figures(
-    problems: Sequence[dict], predictions: Sequence[Predictions], rates: NDArray, group: int, both: bool, margin: float
-) -> dict[str, Any]:
-    """Score the gate against the chance that each problem's group has zero variance. both: it skips near 1, too."""
-    tokens = np.array([sum(problem["lengths"]) for problem in problems])
-    correct = np.array([sum(problem["correct"]) for problem in problems])
-    chance = np.array([zero_variance_chance(sum(p["correct"]), len(p["correct"]), group) for p in problems])
-    agree = np.array([masa.should_skip(answers, margin=1.0) for answers in predictions])  # 1 admits every mean
-    distance = np.minimum(rates, 1 - rates) if both else rates
+def _gate_figures(distance: NDArray, margin: float, correct: NDArray, drawn: NDArray, group: int) -> dict[str, Any]:
+    """Score a gate that skips what is within its margin against the chance that a group has zero variance.
 
-    def skipping(margin: float, allowed: NDArray) -> dict[str, Any]:
-        skip = allowed & (distance <= margin + masa.ROUNDING)
-        return {
-            "margin": float(margin),
-            "share_skipped": float(skip.mean()),
-            **scores(chance[skip].sum(), skip.sum(), chance.sum()),
-            "tokens_saved": int(tokens[skip].sum()),
-            "correct_solutions_lost": int(correct[skip].sum()),
-        }
+    distance: (problems,), infinite where nothing is known. The curve has a point for each margin that matters.
+    """
+    chance = np.array([zero_variance_chance(int(c), int(n), group) for c, n in zip(correct, drawn, strict=True)])
 
-    margins = np.unique(distance[~np.isnan(distance)])
-    curves = {"agreeing": [skipping(m, agree) for m in margins], "all": [skipping(m, rates >= 0) for m in margins]}
-    best: Row = max(curves["agreeing"] + curves["all"], key=lambda point: point["F1"] or 0, default={})
-    return skipping(margin, agree) | {
-        "at_best_F1": {name: best.get(name) for name in ("margin", "precision", "recall")},
-        "curves": curves,
+    def skipping(margin: float) -> tuple[NDArray, Row]:
+        skip = distance <= margin + masa.ROUNDING
+        return skip, {"share_skipped": float(skip.mean()), **scores(chance[skip].sum(), skip.sum(), chance.sum())}
+
+    (skip, figures), hopeless = skipping(margin), correct == 0
+    [oracle] = oracle_gate(correct, drawn, group, [figures["share_skipped"]])
+    return figures | {
+        "recall_of_the_hopeless": float(skip[hopeless].mean()) if hopeless.any() else None,
+        "oracle_at_the_same_share": {name: oracle[name] for name in ("precision", "recall")},
+        "curve": [skipping(m)[1] for m in np.unique(distance[np.isfinite(distance)])],
     }
 
 
@@ -317,7 +308,7 @@ def example() -> None:
     print("calibration error (|16 - 12| + 0 + 0) / 64 =", calibration_error(predicted, correct, drawn))
     print("Brier score (16 x 0.25 + 16 x 0.25 + 0 + 0) / 64 =", brier_score(predicted, correct, drawn))
     print("A gate that skips the last two is right both times. An oracle that knows the true pass rates expects")
-    print(oracle_gate(correct, drawn, 16, 0.5)["at_same_share"])
+    print(*oracle_gate(correct, drawn, 16, [0.5]))
     print(f"If one of them truly had 0.99, its 16 would vary once in seven times: {1 - 0.99**16:.2f}")
 
 
@@ -331,16 +322,13 @@ def main() -> None:
     options = parser.parse_args()
     if not options.path:
         return example()
-    columns, silent, levels = {}, [], options.levels.split(",") if options.levels else []
-    for name, rows in evaluations(options.path, options.every).items():
-        rows = [problem for problem in rows if not levels or str(problem["level"]) in levels]
-        if any(problem["predictions"] for problem in rows):
-            columns[name] = awareness(rows, group=options.group, gate=options.gate)
-        elif rows:
-            silent.append(f"{name}: no predictions were asked for (--predictions 0), so there is nothing to compare.")
-    if not columns and not silent:
+    columns, levels = {}, options.levels.split(",") if options.levels else []
+    for name, problems in evaluations(options.path, options.every).items():
+        if kept := [problem for problem in problems if not levels or str(problem["level"]) in levels]:
+            columns[name] = awareness(kept, group=options.group, gate=options.gate)
+    if not columns:
         sys.exit(f"lab.awareness: {options.path}: found no evaluation with problems of these levels")
-    print("\n\n".join([ON_PAPER, aligned(figure_rows(columns)), *silent] if columns else silent))
+    print(f"{ON_PAPER}\n\n{aligned(figure_rows(columns))}")
 
 
 if __name__ == "__main__":

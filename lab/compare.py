@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.run_folder import read_config, read_rows
-from lab.awareness import ON_PAPER, Row, aligned, awareness, figure_rows
+from lab.awareness import ON_PAPER, WAYS, Row, aligned, awareness, figure_rows
 
 # The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; the last serves for all above (normal: 1.960).
 T_QUANTILES = (
@@ -187,7 +187,6 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
     shares = shapley_r2([rewards for _, *rewards in ends], [pass1 for pass1, *_ in ends])
     explained = dict(zip(columns.values(), shares, strict=True)) if shares else {}
     changes, change_shares = changes_explained(predicting, [*columns.values()])
-    known = {name: figures for name, group in variants.items() if (figures := last_awareness(group))}
     in_training = [column for column in IN_TRAINING if any(row.get(column) is not None for r in runs for row in r.rows)]
     last = column_table(runs, in_training, {"": slice(-LAST_STEPS, None)}) if in_training else []
     tables = {
@@ -196,7 +195,7 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
         f"How much of final pass@1 each reward of predictions explains (Shapley R², {len(ends)} runs)": [explained],
         f"What explains how a problem's pass rate changes between two evaluations (Shapley R², {changes} changes, not "
         "independent; version 1 of the paper: notion 67.1%, difficulty 23.1%, length 8.4%, step 1.4%)": [change_shares],
-        f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(known),
+        f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(last_awareness(variants)),
         f"Training, mean over the last {LAST_STEPS} steps": last,
     }
     return {title: rows for title, rows in tables.items() if any(rows)}, lacking(runs)
@@ -220,9 +219,10 @@ def changes_explained(runs: Sequence[Run], rewards: Sequence[str]) -> tuple[int,
     changes = np.concatenate([table({"problems": []}), *(later - earlier for earlier, later in pairs)])
     changes = changes[~np.isnan(changes).any(axis=1)]
     gains = shapley_r2(changes[:, :-1], changes[:, -1])
-    r2, names = sum(gains or [0.0]), [*rewards, "step"]
-    shares = {name: f"{gain / r2:.1%}" for name, gain in zip(names, gains, strict=True)} if gains and r2 else {}
-    return len(changes), shares and {"R²": r2} | shares
+    if not gains or not (r2 := sum(gains)):
+        return len(changes), {}
+    shares = {name: f"{gain / r2:.1%}" for name, gain in zip([*rewards, "step"], gains, strict=True)}
+    return len(changes), {"R²": r2} | shares
 
 
 def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
@@ -266,12 +266,15 @@ def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
     return rows
 
 
-def last_awareness(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures of lab/awareness.py over the runs' last evaluations together; None if they predict nothing."""
-    problems = [problem for run in runs for row in run.evaluations[-1:] for problem in row["problems"]]
-    settings = {name: runs[0].options[name] for name in ("gate", "gate_margin", "cutoff")}
-    figures = awareness(problems, group=runs[0].options["samples"], **settings) if problems else {}
-    return figures if figures.get("pass_rate") else None
+def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
+    """Return the figures of lab/awareness.py over the last evaluations of each variant in which something is known."""
+    found = {}
+    for name, runs in variants.items():
+        problems = [problem for run in runs for row in run.evaluations[-1:] for problem in row["problems"]]
+        if any(rate(problem) is not None for rate in WAYS.values() for problem in problems):
+            settings = {option: runs[0].options[option] for option in ("gate", "gate_margin", "cutoff")}
+            found[name] = awareness(problems, group=runs[0].options["samples"], **settings)
+    return found
 
 
 def cost_ratio(runs: Sequence[Run], baseline: Sequence[Run], cost: str) -> tuple[Interval | None, str]:
@@ -280,17 +283,14 @@ def cost_ratio(runs: Sequence[Run], baseline: Sequence[Run], cost: str) -> tuple
     The factor is GRPO's cost to hold GRPO's final pass@1 over the variant's: the geometric mean over the seeds that
     hold it, with its interval. Seeds that never hold it are not in the factor, which flatters the variant.
     """
-    pairs = [(run, grpo) for run in runs for grpo in baseline if run.seed == grpo.seed]
-    pairs = [(run, grpo) for run, grpo in pairs if None not in run.evaluated(cost) + grpo.evaluated(cost)]
-    logs, held = [], 0
-    for run, grpo in pairs:
+    costs = []  # of GRPO and of the variant, seed by seed
+    for run, grpo in ((run, grpo) for run in runs for grpo in baseline if run.seed == grpo.seed):
         target = fmean(grpo.evaluated()[-FINAL_EVALUATIONS:])
-        ours, theirs = (cost_to_hold(r.evaluated(cost), r.evaluated(), target) for r in (run, grpo))
-        held += ours is not None
-        if ours and theirs:  # 0 if the start already holds it: nothing to compare
-            logs.append(math.log(theirs / ours))
-    ratio = mean_interval(logs)
-    return ratio and Interval(ratio.n, *map(math.exp, ratio[1:])), f"{held} of {len(pairs)}"
+        costs.append([cost_to_hold(r.evaluated(cost), r.evaluated(), target) for r in (grpo, run)])
+    # A cost of 0: the start already holds the target, and there is nothing to compare.
+    ratio = mean_interval([math.log(theirs / ours) for theirs, ours in costs if theirs and ours])
+    held = sum(ours is not None for _, ours in costs)
+    return ratio and Interval(ratio.n, *map(math.exp, ratio[1:])), f"{held} of {len(costs)}"
 
 
 # ------------------------------------------------------------------------------- tables

@@ -4,17 +4,17 @@
     python -m lab.report runs/main --out main.html                  # all runs below a folder, seeds together
     python -m lab.report runs/main --pictures pictures              # also the README's pictures, as SVG files
 
-It shows what training has changed, the options, the tables of lab/compare.py, curves against steps and tokens,
-predicted against actual pass rates while training, before and after, the gate beside an oracle, where the tokens went,
-and real transcripts, the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself
-is lab/report.html, a template of Jinja, which escapes whatever a model wrote.
+It shows what training has changed, the options, the tables of lab/compare.py, curves against steps and tokens, what is
+said and what is read against actual pass rates, the gate beside an oracle, where the tokens went, and real transcripts,
+the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is lab/report.html, a
+template of Jinja, which escapes whatever a model wrote.
 """
 
 import argparse
 import json
+import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from html import escape
@@ -40,26 +40,30 @@ except ImportError:
 
 from engine.command_line import as_flags
 from lab import compare
-from lab.awareness import cells, correlation, read_predictions, reliability
+from lab.awareness import WAYS, cells, correlation, counts, reliability
 from lab.compare import Run
-from masa import predicted_pass_rate
 
 WORST, BEST = 6, 2  # transcripts shown of each variant
 COLOURS = 8  # those of report.mplstyle, which colour-blind readers can tell apart
-GREY, LIGHT = "#5d6a73", "#9aa5ad"
+LIGHT = "#9aa5ad"
+LINES = {"said": ".-", "read": "--"}
 DOT = 12  # area of the dot of one problem, in square points
-# The curves of training steps, in two rows: {title: column of metrics.jsonl}.
-STEP_CURVES = (
-    {"entropy of solutions": "entropy", "length of solutions": "mean_length", "gradient norm": "grad_norm"},
-    {
-        "problems gated": "gated_frac",
-        "correct beyond the limit": "wrongly_cut_frac",
-        "zero variance": "zero_variance_frac",
-    },
-)
+STEP_CURVES = {  # {title: column of metrics.jsonl}, three in a row
+    "entropy of solutions": "entropy",
+    "length of solutions": "mean_length",
+    "gradient norm": "grad_norm",
+    "problems gated": "gated_frac",
+    "correct beyond the limit": "wrongly_cut_frac",
+    "zero variance": "zero_variance_frac",
+}
 WIDTH, HEIGHT = 4.4, 3.0  # of a chart in inches; the page scales it
 ROOM = Path(__file__).parent  # also holds the page's template and styles
 MILLIONS = EngFormatter(sep=" ")  # writes 1500000 as "1.5 M"
+PANELS = (
+    ("before training: said", "said", slice(1)),  # the first evaluation
+    ("after training: said", "said", slice(-1, None)),  # the last
+    ("after training: read", "read", slice(-1, None)),
+)
 Variants = dict[str, list[Run]]
 
 
@@ -118,12 +122,10 @@ def learning_curves(variants: Variants, y_label: str, charts: dict[str, tuple[st
 
 def step_charts(variants: Variants) -> list[Markup]:
     """Draw what happened in each training step, as far as any run has it."""
-
-    def is_known(column: str) -> bool:
-        return any(len(over_seeds(runs, column, "step")[0]) for runs in variants.values())
-
-    rows = [{title: (column, "step") for title, column in row.items() if is_known(column)} for row in STEP_CURVES]
-    return [svg(learning_curves(variants, "in training", charts), ", ".join(charts)) for charts in rows if charts]
+    rows = [row for runs in variants.values() for run in runs for row in run.rows]
+    known = [(t, (name, "step")) for t, name in STEP_CURVES.items() if any(row.get(name) is not None for row in rows)]
+    triples = [dict(known[i : i + 3]) for i in range(0, len(known), 3)]
+    return [svg(learning_curves(variants, "in training", charts), ", ".join(charts)) for charts in triples]
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -139,11 +141,10 @@ def colour_of(name: str, variants: Variants) -> str:
     return f"C{list(variants).index(name)}"
 
 
-def predicted_and_actual(problems: Sequence[dict]) -> list[tuple[float, float, int, int]]:
-    """Return (predicted pass rate, actual one, correct, drawn) of each problem that has a predicted pass rate."""
-    rates = [predicted_pass_rate(read_predictions(problem)) for problem in problems]
-    counts = [(sum(problem["correct"]), len(problem["correct"])) for problem in problems]
-    return [(p, c / n, c, n) for p, (c, n) in zip(rates, counts, strict=True) if p is not None]
+def predicted_and_actual(way: str, problems: Sequence[dict]) -> NDArray:
+    """Return what is "said" or "read", what is true, correct, drawn: (4, problems), without those that have none."""
+    rates, (correct, drawn) = np.array([WAYS[way](problem) for problem in problems], float), counts(problems)
+    return np.array([rates, correct / drawn, correct, drawn])[:, ~np.isnan(rates)]
 
 
 def accuracy_chart(variants: Variants) -> Markup:
@@ -153,56 +154,56 @@ def accuracy_chart(variants: Variants) -> Markup:
 
 
 def rate_curves(variants: Variants) -> Figure:
-    """Draw mean predicted and actual pass rates at each evaluation, over all seeds, and how the two correlate."""
+    """Draw mean pass rates at each evaluation, over all seeds, and how what is said and read correlates with them."""
     figure, [means, correlations] = panels(2, "training step", "")
-    means.set(title="mean predicted pass rate (actual: dotted)")
-    correlations.set(title="correlation of the two")
+    means.set(title="mean: said, read (dashed), actual (dotted)")
+    correlations.set(title="correlation: said, read (dashed)")
     for name, runs in variants.items():
-        points: dict[int, list[tuple]] = {}
-        for row in (row for run in runs for row in run.evaluations):
-            points.setdefault(row["step"], []).extend(predicted_and_actual(row["problems"]))
-        rates = {step: np.array(pairs).T[:2] for step, pairs in points.items() if pairs}  # (2, problems) at each step
-        for ax, style, figures in (
-            (means, ".-", [predicted.mean() for predicted, _ in rates.values()]),
-            (means, ":", [actual.mean() for _, actual in rates.values()]),
-            (correlations, ".-", [correlation(*both) for both in rates.values()]),
-        ):
-            ax.plot([*rates], np.array(figures, float), style, color=colour_of(name, variants), label=name)
+        problems: dict[int, list[dict]] = {}
+        for row in (row for run in runs for row in run.evaluations if row["problems"]):
+            problems.setdefault(row["step"], []).extend(row["problems"])
+        colour = colour_of(name, variants)
+        means.plot([*problems], [np.divide(*counts(some)).mean() for some in problems.values()], ":", color=colour)
+        for way, style in LINES.items():
+            rates = [predicted_and_actual(way, some)[:2] for some in problems.values()]
+            means.plot([*problems], [p.mean() if len(p) else math.nan for p, _ in rates], style, color=colour)
+            known = np.array([correlation(*both) for both in rates], float)
+            correlations.plot([*problems], known, style, color=colour, label=name if way == "said" else None)
     figure.legend(*correlations.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def awareness_chart(name: str, variants: Variants) -> Markup:
-    """Draw predicted against actual pass rates at the first and last evaluation of a variant, all seeds together."""
-    runs, colour = variants[name], colour_of(name, variants)
-    figure, axes = panels(2, "predicted pass rate", "actual pass rate", unit_square=True)
-    for ax, title, part in zip(axes, ("before", "after"), (slice(1), slice(-1, None)), strict=True):
-        ax.set(title=f"{title} training")
+    """Draw what is said, before and after training, and what is read against actual pass rates, all seeds together."""
+    charts = {}
+    for title, way, part in PANELS:
+        rows = [row for run in variants[name] for row in run.evaluations[part]]
+        points = predicted_and_actual(way, [problem for row in rows for problem in row["problems"]])
+        charts |= {title: points} if points.size else {}
+    figure, axes = panels(len(charts), "predicted pass rate", "actual pass rate", unit_square=True)
+    for ax, (title, points) in zip(axes, charts.items(), strict=True):
+        ax.set(title=title)
         ax.plot([0, 1], [0, 1], ":", color=LIGHT)
-        points = predicted_and_actual([p for run in runs for row in run.evaluations[part] for p in row["problems"]])
-        if points:
-            predicted, actual, correct, drawn = zip(*points, strict=True)
-            places = Counter(zip(predicted, actual, strict=True))  # the area of a dot says how many problems it is
-            sizes = [DOT * count for count in places.values()]
-            x, y = zip(*places, strict=True)
-            ax.scatter(x, y, s=sizes, color=colour, alpha=0.4, linewidths=0)
-            ax.plot(*zip(*reliability(predicted, correct, drawn), strict=True), ".-", color=colour)
-    return svg(figure, f"actual against predicted pass rates of {name}, before and after training")
+        places, times = np.unique(points[:2].round(2), axis=1, return_counts=True)
+        for count in np.unique(times):  # dots of one size at once: the file then holds their shape once
+            ax.scatter(
+                *places[:, times == count], s=DOT * count, color=colour_of(name, variants), alpha=0.4, linewidths=0
+            )
+        line = reliability(points[0], *points[2:].astype(int).tolist())
+        ax.plot(*zip(*line, strict=True), ".-", color=colour_of(name, variants))
+    return svg(figure, f"actual against predicted pass rates of {name}: {', '.join(charts)}")
 
 
 def gate_chart(name: str, variants: Variants, figures: dict[str, Any]) -> Markup:
-    """Draw the precision and recall of a variant's gate over all margins, beside those of an oracle."""
+    """Draw the precision and recall of a variant's gates over all margins, beside those of an oracle."""
     figure, [ax] = panels(1, "recall", "precision", unit_square=True)
-    curves = figures["gate"]["curves"]
-    for points, style, shade in (
-        (figures["oracle"]["curve"], "--", LIGHT),
-        (curves["all"], ".-", GREY),
-        (curves["agreeing"], ".-", colour_of(name, variants)),
-        ([figures["gate"]], "o", "black"),
-    ):
-        ax.plot(*([point[name] for point in points] for name in ("recall", "precision")), style, color=shade)
-    ax.set(title="the gate after training")
-    return svg(figure, f"precision against recall of the gate, {name}")
+    lines = [(figures["oracle"]["curve"], ":", LIGHT)]
+    for gate, style in ((figures.get(f"gate, {way}"), style) for way, style in LINES.items()):
+        lines += [(gate["curve"], style, colour_of(name, variants)), ([gate], "o", "black")] if gate else []
+    for points, style, colour in lines:
+        ax.plot(*([point[name] for point in points] for name in ("recall", "precision")), style, color=colour)
+    ax.set(title="gates after training")
+    return svg(figure, f"precision against recall of the gates, {name}")
 
 
 def tokens_chart(variants: Variants) -> Markup:
@@ -233,9 +234,11 @@ def transcripts(run: Run) -> list[dict[str, Any]]:
     """Return problems of the last evaluation: the WORST whose pass rate was predicted worst, then the BEST ones."""
     found = []
     for problem in (problem for row in run.evaluations[-1:] for problem in row["problems"]):
-        for predicted, actual, *_ in predicted_and_actual([problem]):
+        said, read = (rate(problem) for rate in WAYS.values())
+        if (predicted := read if said is None else said) is not None:
             lengths = list(compress(problem["lengths"], problem["correct"]))
-            found.append(problem | {"gap": abs(predicted - actual), "predicted": predicted, "correct_lengths": lengths})
+            gap = abs(predicted - fmean(problem["correct"]))
+            found.append(problem | {"gap": gap, "said": said, "read": read, "correct_lengths": lengths})
     found.sort(key=lambda problem: -problem["gap"])
     return found[:WORST] + found[WORST:][-BEST:]
 
@@ -245,7 +248,7 @@ def page(runs: Sequence[Run]) -> str:
     """Return the whole report as HTML."""
     variants, (tables, notes) = compare.by_variant(runs), compare.compare(runs)
     rewards = {f"reward: {name}": (column, "step") for column, name in compare.reward_columns(runs).items()}
-    known = {name: figures for name, group in variants.items() if (figures := compare.last_awareness(group))}
+    known = compare.last_awareness(variants)
     first = sorted((group[0] for group in variants.values()), key=lambda run: not run.options["predictions"])
     template = Environment(loader=FileSystemLoader(ROOM), autoescape=True, trim_blocks=True).get_template("report.html")
     return template.render(
@@ -270,8 +273,8 @@ def page(runs: Sequence[Run]) -> str:
 def pictures(runs: Sequence[Run]) -> dict[str, str]:
     """Return the README's pictures, {file name: SVG}: learning curves, and what each variant knows of itself."""
     variants = compare.by_variant(runs)
-    predicting = [name for name, seeds in variants.items() if seeds[0].options["predictions"]]
-    charts = {f"awareness-{name}.svg": awareness_chart(name, variants) for name in predicting}
+    known = compare.last_awareness(variants)
+    charts = {f"awareness-{name}.svg": awareness_chart(name, variants) for name in known}
     return {"learning.svg": accuracy_chart(variants), **charts}
 
 

@@ -29,6 +29,7 @@ def lines(monkeypatch):
         attempts[0].correct = [attempts[0].problem.answer == "13"] * 2 + [False] * 2
         attempts[0].solutions = [Rollout([1], [2] * length, [], "stop") for length in (20, 24, 9, 9)]
 
+    monkeypatch.setattr(policy, "beliefs", lambda prompts: [(0.75, *[0.0] * 6, 0.25, 0.0)])
     monkeypatch.setattr(ask, "predict", predict)
     monkeypatch.setattr(ask, "solve", solve)
     return lambda *problem: list(ask.tell(policy, Problem(*problem), SamplingOptions(), GateOptions(), 0))
@@ -39,6 +40,7 @@ def test_with_an_answer_it_is_told_what_came_true(lines):
         "said       0.5 of 8 right [0, 1], tokens [20, 30]",
         "           notions carry, ok",
         "unreadable odd",
+        "read       1.75 of 8 right, all wrong with probability 0.75: masa-read would let it be solved",
         "gate       would skip it",
         "happened   2 of 4 right; answers 13 (2x), 3 (1x), no answer (1x)",
         rf"right      {RESPONSES[0]} (20 tokens)",
@@ -52,7 +54,7 @@ def test_with_an_answer_it_is_told_what_came_true(lines):
 def test_without_an_answer_equal_ones_are_counted(lines):
     told = lines("12+x", "")
     assert told[0] == "warning: the embedded policy was never taught 'x'"
-    assert told[5:] == [
+    assert told[6:] == [
         "happened   answers 13 (2x), 3 (1x), no answer (1x)",
         rf"13         {RESPONSES[0]} (20 tokens)",
         r"3          \boxed{3} (9 tokens)",
@@ -60,10 +62,18 @@ def test_without_an_answer_equal_ones_are_counted(lines):
     ]
 
 
+def test_a_tokenizer_that_cannot_be_read_is_told_so(monkeypatch, lines):
+    monkeypatch.setattr(ask.Policy, "counts", None)
+    assert lines("9+8-4", "13")[3].startswith("read       nothing: this tokenizer begins several of the counts")
+
+
 def test_the_command_asks_until_an_empty_line(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("7+8-4\n11\n1+1\n\n\n"))
     told = run_script("lab.ask", "--samples", "4", "--device", "cpu").stdout
-    assert told.count("said ") == told.count("gate ") == told.count("happened ") == 2 and told.count("rewards ") == 1
+    assert (
+        told.count("said ") == told.count("read  ") == told.count("gate ") == told.count("happened ") == 2
+        and told.count("rewards ") == 1
+    )
     once = run_script("lab.ask", "7+8-4", "--answer", "11", "--samples", "4", "--device", "cpu")
     assert once.stdout.splitlines()[0] in told
     wrong = run_script("lab.ask", "1+1", "--samples", "0")

@@ -84,7 +84,7 @@ def test_no_gate_expects_more_than_the_oracle():
     bounds = {}
     for name, distance in (("true", edge), ("noisy", np.minimum(noisy, 1 - noisy))):
         skip = distance <= 0.02
-        bounds[name] = aw.oracle_gate(right, [16] * len(right), 16, skip.mean())["at_same_share"]
+        [bounds[name]] = aw.oracle_gate(right, [16] * len(right), 16, [skip.mean()])
         bounds[name]["found"] = useless[skip].mean()
     assert bounds["true"]["found"] == pytest.approx(bounds["true"]["precision"], abs=0.02)
     assert bounds["noisy"]["found"] < bounds["noisy"]["precision"] - 0.02
@@ -119,16 +119,27 @@ PROBLEMS = [
 
 def test_gate_by_hand():
     found = aw.awareness(PROBLEMS, group=4, gate="both")
-    gate = found["gate"]
+    gate = found["gate, said"]
     assert (gate["precision"], gate["recall"], gate["share_skipped"]) == (0.5, 0.5, 0.4)
-    assert gate["F1"] == pytest.approx(0.5)
-    assert gate["tokens_saved"] == 39 + 75 and gate["correct_solutions_lost"] == 5
-    # Without a demand of agreement, margin 0 skips two and margin 0.5 four of which two are useless.
-    scores = [[point[name] for name in ("margin", "precision", "recall")] for point in gate["curves"]["all"]]
-    assert scores == [[0.0, 0.5, 0.5], [0.5, 0.5, 1.0]]
-    assert gate["at_best_F1"] == {"margin": 0.5, "precision": 2 / 3, "recall": 1.0}
+    assert gate["F1"] == pytest.approx(0.5) and gate["recall_of_the_hopeless"] == 0
+    # Margin 0 skips two problems and margin 0.5 also the third, which is useless.
+    scores = [[point[name] for name in ("precision", "recall")] for point in gate["curve"]]
+    assert scores == [[0.5, 0.5], [pytest.approx(2 / 3), 1.0]]
     hopeless = aw.awareness(PROBLEMS, group=4, gate="off")  # judged as it would act: it skips only the second problem
-    assert (hopeless["gate"]["precision"], hopeless["gate"]["share_skipped"]) == (0.0, 0.2)
+    assert (hopeless["gate, said"]["precision"], hopeless["gate, said"]["share_skipped"]) == (0.0, 0.2)
+
+
+def test_what_is_read_by_hand():
+    """Beliefs of all wrong 0.9, 0.8, 0 and of all right 0, 0.1, 0.85; really 0, 1 and 4 of 4 are right."""
+    beliefs = [[0.9, 0.1] + [0.0] * 7, [0.8, 0.1] + [0.0] * 6 + [0.1], [0.0] * 7 + [0.15, 0.85]]
+    counts = ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1])
+    rows = [problem([], right, [9] * 4) | {"belief": b} for b, right in zip(beliefs, counts, strict=True)]
+    found = aw.awareness(rows, group=4)
+    errors = [0.1 / 8, 0.25 - 0.9 / 8, 1 - (0.85 + 0.15 * 7 / 8)]
+    assert found["read"]["mean_error"] == pytest.approx(sum(errors) / 3) and "said" not in found
+    gate = {gate: aw.awareness(rows, group=4, gate=gate)["gate, read"] for gate in ("hopeless", "both")}
+    assert [gate["hopeless"][name] for name in ("precision", "recall", "recall_of_the_hopeless")] == [0.5, 0.5, 1.0]
+    assert [gate["both"][name] for name in ("share_skipped", "precision", "recall")] == [1.0, pytest.approx(2 / 3), 1.0]
 
 
 def test_cutoff_by_hand():
@@ -144,7 +155,7 @@ def test_cutoff_by_hand():
 def test_the_other_figures_by_hand():
     result = aw.awareness(PROBLEMS, group=4)
     assert result["problems"] == 5 and result["problems_predicted"] == 4 and result["pass@1"] == pytest.approx(9 / 20)
-    rate = result["pass_rate"]  # predicted 1, 0, 0.5, 0.5 and actual 1, 0.25, 0, 0.5
+    rate = result["said"]  # predicted 1, 0, 0.5, 0.5 and actual 1, 0.25, 0, 0.5
     assert rate["mean_error"] == pytest.approx((0 + 0.25 + 0.5 + 0) / 4)
     assert rate["Brier_score"] == pytest.approx((0 + 1 + 4 * 0.25 + 4 * 0.25) / 16)
     assert rate["Brier_score_of_a_constant"] == pytest.approx(7 / 16 * 9 / 16)
@@ -157,10 +168,8 @@ def test_the_other_figures_by_hand():
 
 def test_no_predictions_leave_no_figures():
     result = aw.awareness([problem([], [1, 0], [5, 6]), problem([None], [0, 0], [5, 6])], group=2)
-    assert result["pass_rate"] == {} == result["rewards"]
-    assert result["gate"]["share_skipped"] == 0 and result["gate"]["precision"] is None
-    assert set(result["gate"]["at_best_F1"].values()) == {None} and result["cutoff"]["correct_in_100_cut"] is None
-    assert set(result["length"].values()) == {None}
+    assert result["length"] == {} == result["rewards"] and result["cutoff"]["correct_in_100_cut"] is None
+    assert not {"said", "read", "gate, said", "gate, read"} & set(result)
 
 
 def test_a_fourth_prediction_has_figures_and_old_rows_can_still_be_read(monkeypatch):
@@ -195,18 +204,9 @@ def test_the_command_shows_a_run_before_and_after_by_level(tmp_path):
         }
 
     first_and_last = shown("--gate", "both", "--group", "4")
-    assert first_and_last["figure"] == ["step 0", "step 80"] and first_and_last["gate: precision"] == ["0.500", "0.500"]
+    assert first_and_last["figure"] == ["step 0", "step 80"] and first_and_last["gate, said: precision"] == ["0.500", "0.500"]
     assert shown("--every")["figure"] == ["step 0", "step 40", "step 80"]
     assert shown("--levels", "2,3")["problems"] == ["5", "5"]
     for arguments in ((str(tmp_path), "--levels", "7"), (str(tmp_path / "nothing"),)):
         finished = run_script("lab.awareness", *arguments)
         assert finished.status == 1 and f"{arguments[0]}: found no evaluation" in finished.stderr
-
-
-def test_an_evaluation_without_predictions_is_told_in_a_sentence(tmp_path):
-    rows = [{"step": 0, "problems": [problem([], [1, 0], [5, 6])]}, {"step": 9, "problems": PROBLEMS}]
-    for shown in (rows, rows[:1]):
-        (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
-        *table, sentence = run_script("lab.awareness", str(tmp_path)).stdout.splitlines()
-        assert sentence.startswith("step 0: no predictions were asked for")
-        assert ("| figure " in "".join(table)) == (len(shown) == 2) and "step 0" not in "".join(table)

@@ -160,16 +160,16 @@ def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkey
         write_rows(path / "evaluations.jsonl", [{"step": 0, "training_s": 0.0, "problems": []}, last])
     [_, figures] = tables(tmp_path)
     found = {label: row["masa"] for label, row in figures.items()}
-    assert found["problems"] == 2 and found["pass rate: mean error"] == pytest.approx(0.125)
-    assert [found[f"gate: {name}"] for name in ("share skipped", "precision", "recall")] == [1.0, 0.5, 1.0]
+    assert found["problems"] == 2 and found["said: mean error"] == pytest.approx(0.125)
+    assert [found[f"gate, said: {name}"] for name in ("share skipped", "precision", "recall")] == [1.0, 0.5, 1.0]
     assert found["cutoff: correct in 100 cut"] == 50
-    assert found["rewards: notion"] == 0.5 and found["pass rate: correlation"] == pytest.approx(1)
+    assert found["rewards: notion"] == 0.5 and found["said: correlation"] == pytest.approx(1)
 
 
 def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed_is_left_out_in_words(tmp_path):
     for seed in range(7):
         path = write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4 + seed / 20], meta=4)
-        more = {"eval_reward_confidence": 0.5 + seed**2, "flops": None} if seed else {}
+        more = {"eval_reward_confidence": 0.5 + seed**2} if seed else {}
         write_rows(path / "metrics.jsonl", [row | more for row in read_rows(path / "metrics.jsonl")])
     write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     runs = compare.find_runs([tmp_path])
@@ -180,7 +180,6 @@ def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed
     lacking = "{}: metrics.jsonl has no eval_reward_confidence; figures that need it leave this run out."
     assert sentences == [lacking.format(run.path) for run in runs[:2]]
     assert tables(tmp_path)[0]["masa"][HOLDING] == "1 of 1"
-    assert compare.cost_ratio(runs[2:], runs[:1], "flops") == (None, "0 of 0")  # not recorded
 
 
 def test_a_change_of_the_pass_rate_is_shared_out_among_rewards_and_step(tmp_path):

@@ -18,6 +18,9 @@ HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=alert(1)>
 ).decode("utf-16")
 
 
+BELIEF = [0.0] * 6 + [1.0, 0.0, 0.0]  # a pass rate of 0.75
+
+
 def hostile_problem() -> dict:
     predictions = [{"pass_rate": 0.75, "solution_length": 9, "notions": [HOSTILE]}, None]
     problem = {"problem": HOSTILE, "answer": HOSTILE, "level": 2, "predictions": predictions, "tokens_meta": 3}
@@ -83,11 +86,16 @@ def test_nothing_is_fetched(hostile_page):
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
     parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
-    parts += ["correlation of the two"]
-    parts += ["reliability", "the gate after training", "Where the tokens went", "in predictions", "Transcripts"]
+    parts += [
+        "correlation: said, read",
+        "gates after training",
+        "Where the tokens went",
+        "in predictions",
+        "Transcripts",
+    ]
     parts += ["grpo: pass@1 0.200 before training, 0.600 after 2 steps and 2 M tokens", "trained until 20", "--seed=1"]
     parts += ["gradient norm", "correct beyond the limit", "off by 0.50", "1 of 4 correct", "(did not parse)"]
-    parts += ["correct solutions have 9 to 9 tokens", "75% correct"]
+    parts += ["correct solutions have 9 to 9 tokens", "said 75%"]
     assert [part for part in parts if part not in text] == []
 
 
@@ -120,7 +128,22 @@ def test_the_area_of_a_dot_is_the_number_of_its_problems(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report.Axes, "scatter", lambda self, x, y, s, **_: drawn.append((x, y, s)))
     report.awareness_chart("masa", compare.by_variant(compare.find_runs([tmp_path])))
-    assert drawn[0] == ((0.75, 0.75), (0.0, 0.25), [3 * report.DOT, report.DOT])
+    dots = [(x.tolist(), y.tolist(), size) for x, y, size in drawn[:2]]
+    assert dots == [([0.75], [0.25], report.DOT), ([0.75], [0.0], 3 * report.DOT)]
+
+
+def test_what_is_said_and_what_is_read_stand_side_by_side(tmp_path):
+    beliefs = {"belief": [0.5, *[0.0] * 7, 0.5]}
+    for variant, more in (("both", beliefs), ("said", {}), ("read", beliefs | {"predictions": [], "rewards": []})):
+        path = write_run(tmp_path, variant, 0, [0, 100], [0.2, 0.4])
+        write_rows(path / "evaluations.jsonl", [{"step": i, "problems": [hostile_problem() | more]} for i in (0, 1)])
+    runs = compare.find_runs([tmp_path])
+    said, read = ["before training: said", "after training: said"], ["after training: read"]
+    for variant, drawn in report.pictures(runs).items():
+        expected = {"awareness-both.svg": said + read, "awareness-said.svg": said, "awareness-read.svg": read}
+        assert re.findall(r"\w+ training: \w+(?=<)", drawn) == expected.get(variant, [])
+    text = "".join(parsed(report.page(runs)).text)
+    assert "read, seed 0" in text and "gate, read: precision" in text and re.search(r"said 75%\s+read 50%\s+corr", text)
 
 
 def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
@@ -140,11 +163,15 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path):
 def test_predicted_and_actual_rates_are_those_of_all_seeds_at_each_evaluation(tmp_path):
     for seed, rates in enumerate([(0.25, 0.5), (0.75, 1.0)]):  # predicted at steps 0 and 1
         path = write_run(tmp_path, "grpo", seed, [0, 100], [0.2, 0.4])
-        problems = [hostile_problem() | {"predictions": [{"pass_rate": p, "solution_length": 9}]} for p in rates]
+        problems = [
+            hostile_problem() | {"predictions": [{"pass_rate": p, "solution_length": 9}], "belief": BELIEF}
+            for p in rates
+        ]
         problems[seed]["correct"] = [1, 1, 1, 1]  # the other problem: 1 of 4
         write_rows(path / "evaluations.jsonl", [{"step": i, "problems": [p]} for i, p in enumerate(problems)])
     figure = report.rate_curves({"grpo": compare.find_runs([tmp_path])})
-    [predicted, actual], [correlation] = [ax.lines for ax in figure.axes]
+    [actual, predicted, believed], [correlation, read] = [ax.lines for ax in figure.axes]
+    assert believed.get_ydata() == pytest.approx([0.75, 0.75]) and np.isnan(read.get_ydata()).all()  # the same for all
     assert predicted.get_ydata() == pytest.approx([0.5, 0.75]) and list(predicted.get_xdata()) == [0, 1]
     assert actual.get_ydata() == pytest.approx([0.625, 0.625])
     assert correlation.get_ydata() == pytest.approx([-1, 1])
