@@ -20,8 +20,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, DynamicLayer
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache
 
 import masa
 from masa import ImitationOptions, MetaPrediction
@@ -89,7 +88,7 @@ def sample(
     draw from the smallest set of tokens with this probability.  generator: on the CPU; the same seed gives the same
     draws.  max_cache_tokens: rows x longest sequence in the cache at once; what is beyond that waits.  draw: what does
     the work, `draw_plainly` or a faster function from engine/.
-    Raises ValueError for arguments out of range, and for a cache of more than keys and values, such as Mamba's.
+    Raises ValueError for arguments out of range.
     """
     limits = [max_new_tokens] * len(prompts) if limits is None else [min(x, max_new_tokens) for x in limits]
     check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_p)
@@ -121,14 +120,6 @@ def check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt is empty: the first token cannot be drawn from nothing")
-    if unknown := layer_kinds(model) - {DynamicLayer, DynamicSlidingWindowLayer}:
-        names = ", ".join(sorted(kind.__name__ for kind in unknown))
-        raise ValueError(f"{type(model).__name__} keeps more than keys and values ({names}), which is not supported")
-
-
-def layer_kinds(model: Any) -> set[type]:
-    """Return the classes of cache layer that transformers would use for this model."""
-    return {type(layer) for layer in DynamicCache(config=model.config).layers}
 
 
 def draw_plainly(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens) -> Drawn:

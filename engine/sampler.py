@@ -31,7 +31,8 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 import rollout
-from rollout import Drawn, layer_kinds, run_prompts
+from models.loading import layer_kinds
+from rollout import Drawn, run_prompts
 
 PACK_SHARE = 1 / 4  # pack once this share of the rows has finished: packing costs about as much as two steps
 # Spare cache columns after packing, at least. Attention reads them in vain, but more columns need a new CUDA graph.

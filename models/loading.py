@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, DynamicLayer, GgufConfig
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from models import tiny
 from models.policy import Policy
@@ -71,6 +72,7 @@ def load(
         found = f"found {model.config.vocab_size} tokens in its weights, but models/tiny.py makes {len(tokenizer)}"
         raise PolicyError(f"model {name!r}: {found}; undo the change, or {tiny.REBUILD}")
     switch_off_dropout(model)
+    check_cache(model)
     check_head(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -86,6 +88,17 @@ def switch_off_dropout(model: Any) -> None:
         for attribute in ("p",) if isinstance(module, torch.nn.Dropout) else ("attention_dropout", "dropout"):
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)
+
+
+def layer_kinds(model: Any) -> set[type]:
+    """Return the classes of cache layer that transformers would use for this model."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def check_cache(model: Any) -> None:
+    """Raise PolicyError for a cache of more than keys and values, such as Mamba's."""
+    if unknown := {kind.__name__ for kind in layer_kinds(model) - {DynamicLayer, DynamicSlidingWindowLayer}}:
+        raise PolicyError(f"{type(model).__name__} keeps more than keys and values: {', '.join(unknown)}")
 
 
 @torch.no_grad()

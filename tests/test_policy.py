@@ -160,6 +160,14 @@ def test_a_model_that_caps_its_logits_is_refused():
         loading.check_head(model)
 
 
+def test_a_model_that_keeps_a_state_is_refused():
+    model = llama()
+    loading.check_cache(model)
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(PolicyError, match="keeps more than keys and values"):
+        loading.check_cache(model)
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
