@@ -91,13 +91,9 @@ class _Batch:
         self.number = self.number[alive]
         parts = [(self.cache, alive)] if len(alive) else []
         if admitted := self._admit(self.number.tolist()):
-            row = {
-                i: row for row, i in enumerate(dict.fromkeys(number // self.n for number in admitted))
-            }  # of prompt i
-            rows = torch.tensor([row[number // self.n] for number in admitted], device=alive.device)
-            cache = DynamicCache()
-            output, _ = run_prompts(self.model, [self.prompts[i] for i in row], cache, logits_to_keep=1)
-            new = torch.tensor(admitted, device=alive.device)
+            new, cache = torch.tensor(admitted, device=alive.device), DynamicCache()
+            distinct, rows = (new // self.n).unique(return_inverse=True)  # prompts, each of which is run once
+            output, _ = run_prompts(self.model, [self.prompts[i] for i in distinct.tolist()], cache, logits_to_keep=1)
             self._draw(new, output.logits[:, -1][rows])
             parts.append((cache, rows))
             self.number = torch.cat([self.number, new])
