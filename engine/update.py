@@ -22,7 +22,8 @@ from transformers import DynamicCache, DynamicLayer
 
 import grpo
 from grpo import Sample, Work, head_logprobs, micro_batches
-from rollout import layer_kinds, run_prompts
+from models.loading import layer_kinds
+from rollout import run_prompts
 
 
 class OutOfMemory(RuntimeError):

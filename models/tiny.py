@@ -3,15 +3,10 @@
     python -m models.tiny              # print some of the demonstrations that it is trained on
     python -m models.tiny --rebuild    # train it again and write models/tiny_policy (about ten minutes)
 
-It is a *model organism*: built so that everything the paper speaks of really occurs, on a laptop and within minutes.
-
-- It knows arithmetic but makes slips. In a chain such as 9+8-4, a step with a carry, a borrow or a change of sign
-  goes wrong about a third of the time, so the pass rate falls with the number of such hard steps.
-- A hard step that is done correctly says what it does ("carry"), so notions tell correct rollouts from wrong ones.
-- Some problems (long products) are beyond it: its solutions to them are always wrong, and long. Some are trivial.
-- Correct solutions vary in length, because some check their steps ("ok 17;", or "no;" and a second attempt).
-  Rambling ("hm") ends in a wrong answer.
-- Its predictions about itself are well-formed but random: meta-awareness is learned in RL, never given.
+It is a *model organism* (README.md): built so that everything the paper speaks of really occurs. A hard step that is
+done correctly says what it does ("carry"), so notions tell correct rollouts from wrong ones. Some solutions check their
+steps ("ok 17;", or "no;" and a second attempt), so correct ones vary in length, and rambling ("hm") ends in a wrong
+answer. Predictions are well-formed but random: meta-awareness is learned in RL, never given.
 
 The result is an ordinary model directory (config, weights, tokenizer with chat template), with one exception: the
 tokenizer is always made by `build_tokenizer` and never read from the directory, because the prompt instructions of

@@ -6,10 +6,8 @@
 A model that is never right teaches GRPO nothing, because in every group all rollouts are equally wrong. With worked
 examples in its prompt, the same model is right now and then. So this script draws solutions after examples, keeps the
 correct ones, and trains the model to write them without examples (rejection sampling, as in STaR, arXiv 2203.14465).
-No teacher is needed, and the model learns no solution that it did not write itself.
-
-It also imitates well-formed predictions with random content, as the embedded policy did (models/tiny.py): they give
-the form, and meta-awareness is left for RL to find. Left out: several rounds or processes, and examples for other data.
+No teacher is needed. It also imitates well-formed predictions with random content (models/tiny.py): they give the form,
+and meta-awareness is left for RL to find. Left out: several rounds or processes, and examples for other data.
 """
 
 import argparse

@@ -204,7 +204,10 @@ def test_the_command_shows_a_run_before_and_after_by_level(tmp_path):
         }
 
     first_and_last = shown("--gate", "both", "--group", "4")
-    assert first_and_last["figure"] == ["step 0", "step 80"] and first_and_last["gate, said: precision"] == ["0.500", "0.500"]
+    assert first_and_last["figure"] == ["step 0", "step 80"] and first_and_last["gate, said: precision"] == [
+        "0.500",
+        "0.500",
+    ]
     assert shown("--every")["figure"] == ["step 0", "step 40", "step 80"]
     assert shown("--levels", "2,3")["problems"] == ["5", "5"]
     for arguments in ((str(tmp_path), "--levels", "7"), (str(tmp_path / "nothing"),)):

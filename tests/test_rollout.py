@@ -121,13 +121,6 @@ def test_a_prompt_is_computed_once_and_finished_rows_are_dropped(sample, monkeyp
     assert shapes[1][0] <= 32 and shapes[-1][0] <= 24
 
 
-def test_a_model_that_keeps_a_state_is_refused(sample):
-    model = llama()
-    model.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(ValueError, match="keeps more than keys and values"):
-        draw(sample, model)
-
-
 def test_finish_reasons(sample):
     limits, reasons = [3, 40, 40, 7], Counter()
     groups = draw(sample, llama(), n=16, max_new_tokens=40, limits=limits)
