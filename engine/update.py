@@ -22,8 +22,7 @@ from transformers import DynamicCache, DynamicLayer
 
 import grpo
 from grpo import Sample, Work, head_logprobs, micro_batches
-from models.loading import layer_kinds
-from rollout import run_prompts
+from rollout import layer_kinds, run_prompts
 
 
 class OutOfMemory(RuntimeError):
