@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 from engine.command_line import OptionError, add_flags, as_flags, declared, make
 from engine.runs import Planned, last_lines, run_all
+from engine.terminal import ending
+from rewards import COMPONENTS
 from train import Options, build_parser
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -31,12 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "read-dapo": {"algo": "masa-read", "variant": "read,dapo"},
     "read-history": {"algo": "masa-read", "variant": "history,read"},
     "masa": {"algo": "masa"},
-    "masa-no-length": {"algo": "masa", "meta_rewards": "difficulty,notion"},
-    "masa-no-difficulty": {"algo": "masa", "meta_rewards": "length,notion"},
-    "masa-no-notion": {"algo": "masa", "meta_rewards": "length,difficulty"},
-    "masa-only-length": {"algo": "masa", "meta_rewards": "length"},
-    "masa-only-difficulty": {"algo": "masa", "meta_rewards": "difficulty"},
-    "masa-only-notion": {"algo": "masa", "meta_rewards": "notion"},
     "masa-dapo": {"algo": "masa", "variant": "dapo"},
     "masa-efficient": {"algo": "masa-efficient"},
     "masa-paper": {"algo": "masa-paper"},
@@ -51,6 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # never acts on predictions
     "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},  # always does
 }
+for name in COMPONENTS:  # trained with this alignment reward alone, or with the two others
+    VARIANTS[f"masa-only-{name}"] = {"algo": "masa", "meta_rewards": name}
+    VARIANTS[f"masa-no-{name}"] = {"algo": "masa", "meta_rewards": ",".join(c for c in COMPONENTS if c != name)}
 
 
 @dataclass
@@ -110,17 +109,12 @@ def parse_arguments() -> tuple[AblateOptions, list[str]]:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, too, as Ctrl-C does
-    try:
+    with ending("ablate.py", "; the same command continues from the last checkpoints"):
         options, train_options = parse_arguments()
         runs = plan(options, train_options)
         report = importlib.import_module("lab.report") if options.report else None  # now: packages may be missing
-    except ValueError as error:
-        sys.exit(f"ablate.py: {error}")
-    print(f"{len(runs)} runs into {options.out}, {sum(run.finished() for run in runs)} of them finished already")
-    try:
+        print(f"{len(runs)} runs into {options.out}, {sum(run.finished() for run in runs)} of them finished already")
         failed = run_all(runs, options.jobs)
-    except KeyboardInterrupt:
-        sys.exit("ablate.py: stopped; the same command continues from the last checkpoints")
     out, compare = Path(options.out), importlib.import_module("lab.compare")
     finished = [compare.read_run(run.folder) for run in runs if run.finished()]
     if finished:

@@ -7,15 +7,13 @@
     rewards    the three alignment rewards of predictions
 
 `python eval.py --model DIR DIR --data arithmetic MATH500` evaluates each model on each source and prints tables. With
---out it writes eval.json (all figures) and evaluations.jsonl (problem by problem), which `python -m lab.awareness` and
-`python -m lab.spend` read. --as-published draws as the paper's evaluation does. Left out: sets whose answers are
-programs, which would have to be run.
+--out it writes eval.json (all figures) and evaluations.jsonl (problem by problem), which lab/awareness.py and
+lab/spend.py read. Left out: sets whose answers are programs, which would have to be run.
 """
 
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -28,19 +26,19 @@ from tqdm import tqdm
 
 import masa
 from engine.command_line import USAGE, add_flags, defaults_for, make
-from engine.figures import eval_overview, eval_table, transcript
+from engine.figures import eval_overview, eval_table, step_figures, transcript
 from engine.load import load_policy
+from engine.terminal import ending
 from models.loading import ModelOptions
 from models.policy import Policy
 from problems import benchmarks, source
 from problems.kinds import answer_groups, vote_at_k
 from problems.verify import extract_answer
-from rewards import COMPONENTS, mean_rewards
-from rollout import Attempt, SamplingOptions, align, generated_tokens, predict, read, solve
+from rewards import COMPONENTS
+from rollout import Attempt, SamplingOptions, align, predict, read, solve
 
-# The figures that training writes to metrics.jsonl as eval_NAME.
-IN_METRICS = "pass1 pass1_interval pass1_by_level zero_variance_frac mean_length parsed_frac".split()
-IN_METRICS += [f"reward_{name}" for name in COMPONENTS]
+SHARED = ["zero_variance_frac", "mean_length", "parsed_frac", *(f"reward_{name}" for name in COMPONENTS)]  # with steps
+IN_METRICS = [f"eval_{name}" for name in ("pass1", "pass1_interval", "pass1_by_level", *SHARED)]
 PUBLISHED = {"temperature": 0.6, "samples": 32, "max_new_tokens": 16384}  # the paper's evaluation; its top-p is 1
 PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
 
@@ -120,12 +118,8 @@ def attempt_all(
 
 def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Return the figures of solved attempts as plain numbers, None where nothing defines them."""
-    if not attempts:
-        raise ValueError("no problems to evaluate on")
-    rates = [a.pass_rate for a in attempts]
+    rates, shared = [a.pass_rate for a in attempts], step_figures(attempts, ())
     samples = len(attempts[0].solutions)
-    solutions = [rollout for a in attempts for rollout in a.solutions]
-    parsed = [prediction is not None for a in attempts for prediction in a.predictions]
     levels = sorted({a.problem.level for a in attempts})
     ks = [2**j for j in range(samples.bit_length())]
     accuracies = np.mean([a.correct for a in attempts], axis=0)  # of the whole set, by the solutions j of all problems
@@ -139,12 +133,8 @@ def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
         "pass1_by_level": {
             str(level): float(np.mean([a.pass_rate for a in attempts if a.problem.level == level])) for level in levels
         },
-        "zero_variance_frac": float(np.mean([a.zero_variance for a in attempts])),
-        "mean_length": generated_tokens(solutions) / len(solutions),
-        "truncated_frac": float(np.mean([rollout.finish_reason != "stop" for rollout in solutions])),
-        "parsed_frac": float(np.mean(parsed)) if parsed else None,
         "verifier_timeouts": sum(a.timeouts for a in attempts),
-        **mean_rewards([rewards for a in attempts for rewards in a.alignments]),
+        **{name: shared[name] for name in ("truncated_frac", *SHARED)},
     }
 
 
@@ -152,8 +142,6 @@ def evaluate(
     policy: Policy, problems: Sequence[source.Problem], sampling: SamplingOptions, options: TestOptions
 ) -> tuple[dict[str, Any], list[dict]]:
     """Return all figures of one policy on one source, and its problems with what was predicted and what happened."""
-    prompts = [policy.encode(masa.solution_prompt(problem.text)) for problem in problems]
-    policy.check_room(max(map(len, prompts), default=0), sampling.max_new_tokens)  # now, not after an hour
     attempts = attempt_all(policy, problems, sampling, seed=options.seed, label="sampling")
     drawing = {name: getattr(sampling, name) for name in (*PUBLISHED, "top_p")}
     result, rows = drawing | summarize(attempts), [transcript(attempt, 0) for attempt in attempts]
@@ -189,20 +177,15 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
     whole = options.whole or (is_set and options.as_published)
-    return found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole)
-
-
-def published_length(policy: Policy, problems: Sequence[source.Problem]) -> int:
-    """Return the paper's longest solution, in tokens, or what the model's context leaves after the longest prompt."""
-    context = policy.model.config.get_text_config().max_position_embeddings
-    longest = max(len(policy.encode(masa.solution_prompt(problem.text))) for problem in problems)
-    return min(int(PUBLISHED["max_new_tokens"]), context - longest)
+    if problems := found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole):
+        return problems
+    raise source.ProblemError(f"--data {name}: found no held-out problem; --whole takes all of a file")
 
 
 def main() -> None:
     given = vars(build_parser().parse_args())
     results, shown = [], []
-    try:
+    with ending("eval.py"):
         options = make(TestOptions, given)
         sources = {name: held_out_problems(name, options) for name in given["data"]}
         for model in given["model"]:
@@ -210,23 +193,22 @@ def main() -> None:
             sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
             policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
-                if options.as_published and "max_new_tokens" not in given:
-                    sampling.max_new_tokens = published_length(policy, problems)
+                longest = max((len(policy.encode(masa.solution_prompt(p.text))) for p in problems), default=0)
+                if options.as_published and "max_new_tokens" not in given:  # or what the model's context leaves
+                    context = policy.model.config.get_text_config().max_position_embeddings
+                    sampling.max_new_tokens = min(int(PUBLISHED["max_new_tokens"]), context - longest)
+                policy.check_room(longest, sampling.max_new_tokens)  # now, not after an hour
                 result, rows = evaluate(policy, problems, sampling, options)
                 results.append({"model": model, "data": name} | result)
                 shown.append({"model": model, "data": name, "problems": rows})
                 print(f"\n{model} on {name}\n{eval_table(result)}")
-    except ValueError as error:  # from options, problems, policy or sampler: each message says what is wrong
-        sys.exit(f"eval.py: {error}")
     if len(results) > 1:
         print(f"\n{eval_overview(results)}")
     if options.out:
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"options": given, "results": results}, indent=2)
-        (out / "eval.json").write_text(text + "\n")
-        with open(out / "evaluations.jsonl", "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in shown)
+        (out / "eval.json").write_text(json.dumps({"options": given, "results": results}, indent=2) + "\n")
+        (out / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
         print(f"\nwritten to {out}; for what the policy knows of itself: python -m lab.awareness {out}")
 
 

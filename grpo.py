@@ -69,6 +69,9 @@ class Sample:
     weight: float = 0.0
     kept: dict[str, Tensor] = field(default_factory=dict)
 
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
 
 # ---- advantages and loss: pure functions
 
@@ -161,10 +164,7 @@ def token_logprobs(model: Any, samples: Sequence[Sample], temperature: float = 1
 
 
 def head_logprobs(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the log-probs (N,) of the target tokens (N,) from last hidden states (N, H), a chunk of logits at a time.
-
-    They are those of softmax(logits / temperature).
-    """
+    """Return log-probs (N,) of targets (N,) under softmax(logits / temperature), from last hidden states (N, H)."""
     head = model.get_output_embeddings()
 
     def chunk_logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -182,17 +182,13 @@ def head_logprobs(model: Any, hidden: Tensor, targets: Tensor, temperature: floa
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
     """Yield samples of similar length together, at most `token_budget` padded tokens; a longer one stands alone."""
     batch: list[Sample] = []
-    for sample in sorted(samples, key=_length):
-        if batch and (len(batch) + 1) * _length(sample) > token_budget:
+    for sample in sorted(samples, key=Sample.length):
+        if batch and (len(batch) + 1) * sample.length() > token_budget:
             yield batch
             batch = []
         batch.append(sample)
     if batch:
         yield batch
-
-
-def _length(sample: Sample) -> int:
-    return len(sample.prompt_ids) + len(sample.response_ids)
 
 
 Work = Callable[[list[Sample], Tensor], Mapping[str, float]]

@@ -11,10 +11,8 @@ holds everything that is said and decided about such predictions:
     expert predictions     expert_target                           section 3.3
     hints                  hint_notions, draw_hints                version 2 of the paper
 
-`rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure: it needs
-no model, no file and no clock. Run `python masa.py` for a worked example.
-
-Left out: the paper's own prompts (ours are short and in our own words) and its string-matched JSON.
+`rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure.
+Run `python masa.py` for a worked example. Left out: the paper's own prompts, and its string-matched JSON.
 """
 
 import json
@@ -138,9 +136,7 @@ def pass_rate_count(pass_rate: float) -> int:
 
     To the nearest, 15 right of 16 would be written as 8, and predictions would learn to call such a problem certain.
     """
-    if pass_rate in (0, 1):
-        return round(pass_rate * PASS_RATE_SCALE)
-    return min(max(round(pass_rate * PASS_RATE_SCALE), 1), PASS_RATE_SCALE - 1)
+    return min(max(round(pass_rate * PASS_RATE_SCALE), int(pass_rate > 0)), PASS_RATE_SCALE - int(pass_rate < 1))
 
 
 def parse_meta(text: str) -> MetaPrediction | None:
@@ -204,8 +200,7 @@ def should_skip(
 
     True if the predicted pass rates agree (population standard deviation below `std_threshold`) and their mean is
     within `margin` of 0 or, with `easy`, of 1: a group that is all correct or all wrong has no advantages and teaches
-    nothing. In version 2 of the paper the mean is exactly 0 or 1 (margin 0): then all rates are equal, and the bound on
-    the standard deviation demands nothing more. False if fewer than half parsed.
+    nothing. False if fewer than half parsed.
     """
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
     if not rates or pstdev(rates) >= std_threshold:
@@ -224,10 +219,8 @@ def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float
     return max(1, min(ceiling, math.ceil(multiplier * median(lengths) - ROUNDING)))
 
 
-# ---- what the policy knows: beliefs, which are read instead of drawn (not in the paper)
-#
-# A belief is the probability that the policy gives to each of the counts 0..8 as the first value of its prediction.
-# One forward pass over the prompt shows all nine at once (`Policy.beliefs`); a drawn prediction shows one of them.
+# ---- beliefs: the probability that the policy gives to each of the counts 0..8 as the first value of its prediction.
+# They are read instead of drawn (`Policy.beliefs`): one forward pass over the prompt shows all nine. Not in the paper.
 
 
 def expected_pass_rate(belief: Sequence[float]) -> float:
@@ -238,6 +231,9 @@ def expected_pass_rate(belief: Sequence[float]) -> float:
 def probability_alike(belief: Sequence[float], easy: bool = True) -> float:
     """Return the probability that all solutions will be wrong or, with `easy`, all wrong or all right."""
     return belief[0] + (belief[-1] if easy else 0.0)
+
+
+# ---- experts and hints
 
 
 def expert_target(
@@ -261,22 +257,17 @@ def expert_target(
     if failures and not correct_lengths:
         first = next((prediction for prediction in predictions if prediction is not None), None)
         return first and replace(first, pass_rate=0.0)
-    scored = [
-        (reward, prediction)
-        for reward, prediction in zip(notion_rewards, predictions, strict=True)
-        if prediction is not None and reward >= least_notion_reward
-    ]
-    if not scored or not correct_lengths:
+    scored = [pair for pair in zip(notion_rewards, predictions, strict=True) if pair[1] is not None]
+    reward, best = max(scored, key=lambda pair: pair[0], default=(0.0, None))  # the first of equally good ones
+    if best is None or reward < least_notion_reward or not correct_lengths:
         return None
-    _, best = max(scored, key=lambda pair: pair[0])  # the first of equally good ones
     return replace(best, pass_rate=pass_rate, solution_length=round(median(correct_lengths)))
 
 
 def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -> tuple[str, ...]:
     """Return the `count` notions named by the most predictions, to be put into the solution prompt."""
-    votes: Counter[str] = Counter()
-    for prediction in _parsed(predictions):
-        votes.update(dict.fromkeys(prediction.notions, 1))  # each prediction votes once for a notion
+    named = (notion for prediction in _parsed(predictions) for notion in dict.fromkeys(prediction.notions))
+    votes = Counter(named)  # each prediction votes once for a notion
     return tuple(notion for notion, _ in votes.most_common(count))
 
 
@@ -303,9 +294,8 @@ def main() -> None:
     print("is within 0.1 of 0, the standard deviation 0.0625 is below 0.1. Skip the problem:", should_skip(predictions))
     print("The median predicted length is 35.5, and twice that is the limit:", length_limit(predictions, ceiling=96))
     belief = [0.75, 0.125, 0, 0, 0, 0, 0, 0, 0.125]
-    print(f"\nA belief in the counts 0 to 8: {belief}. The expected pass rate is")
-    print(f"(0.125 x 1 + 0.125 x 8) / 8 = {expected_pass_rate(belief):.4f}, and the probability that the solutions")
-    print(f"are all wrong or all right is 0.75 + 0.125 = {probability_alike(belief)}.\n")
+    print(f"A belief in the counts 0 to 8: {belief}. The expected pass rate is")
+    print(f"(0.125 x 1 + 0.125 x 8) / 8 = {expected_pass_rate(belief):.4f}; all alike: {probability_alike(belief)}.")
     expert = expert_target(predictions, [0.0, 0.5, 0.0], correct_lengths=[28, 36, 40], pass_rate=3 / 8)
     print("If 3 of 8 attempts are right, with 28, 36 and 40 tokens, the expert prediction is:", expert)
 

@@ -25,10 +25,7 @@ from problems.verify import extract_answer
 
 
 def solution_reward(response: str, truth: str, kind: str = "free") -> float:
-    """Return 1.0 if the boxed answer of `response` equals `truth`, else 0.0; no box, no reward.
-
-    kind: of answer (see `same_answer`).
-    """
+    """Return 1.0 if the boxed answer of `response` equals `truth` (as `same_answer` compares the kind), else 0.0."""
     answer = extract_answer(response)
     return float(answer is not None and same_answer(answer, truth, kind))
 
@@ -59,13 +56,11 @@ def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Seq
     the problem statement names are struck out first; if none is left, the reward is 0.0.
     """
     patterns = {pattern for notion in notions if (pattern := _whole_phrase(notion)) and not _stands(pattern, problem)}
-    if not patterns:
-        return 0.0
     useful = 0
     for pattern in patterns:
         votes = [1 if right else -1 for text, right in zip(responses, correct, strict=True) if _stands(pattern, text)]
         useful += sum(votes) > 0
-    return useful / len(patterns)
+    return useful / max(1, len(patterns))
 
 
 @lru_cache(maxsize=2**12)
@@ -172,22 +167,16 @@ def alignment_rewards(
 
 def main() -> None:
     problem, truth = "9+8-4", "13"
-    responses = [
-        "9+8= carry 17;17-4=13;\\boxed{13}",
-        "9+8= carry 17;ok 17;17-4=13;\\boxed{13}",
-        "9+8=7;ok 7;7-4=3;\\boxed{3}",
-        "9+8=7;7-4=3;\\boxed{3}",
-    ]
+    steps = "carry 17;17-4=13", "carry 17;ok 17;17-4=13", "7;ok 7;7-4=3", "7;7-4=3"
+    responses = [f"9+8= {text};\\boxed{{{text.rpartition('=')[2]}}}" for text in steps]
     correct = [solution_reward(response, truth) == 1.0 for response in responses]
-    lengths = [20, 24, 22, 18]
-    correct_lengths = [length for length, right in zip(lengths, correct, strict=True) if right]
-    print(f"Problem {problem}, answer {truth}. Four solutions, right: {correct}, correct lengths: {correct_lengths}")
+    print(f"Problem {problem}, answer {truth}. Four solutions: {responses}\nRight: {correct}, with 20 and 24 tokens")
     prediction = MetaPrediction(pass_rate=0.75, solution_length=23, notions=("Carry", "ok", "9", "borrow"))
     print(prediction)
     print("length:     20 <= 23 <= 24, so 1")
     print("difficulty: 0.01 ^ |0.75 - 0.5| = 0.3162")
     print("notion:     '9' appears in the problem; carry 2 right : 0 wrong, ok 1 : 1, borrow 0 : 0, so one of three")
-    rewards = alignment_rewards(prediction, correct_lengths, 0.5, responses, correct, problem)
+    rewards = alignment_rewards(prediction, [20, 24], 0.5, responses, correct, problem)
     print(rewards, f"\nThe reward of the prediction is their mean, {rewards.mean():.4f}")
 
 

@@ -7,8 +7,7 @@
 
 The sampler runs each prompt once, copies its keys and values for the n draws, and then draws one token per row at a
 time. Rows that have ended are dropped from the batch now and then. Each rollout has random numbers of its own, so what
-it draws does not depend on what else is in the batch, apart from rounding. `engine/sampler.py` draws the same tokens
-faster: it writes keys and values in place, lets waiting rows in, and captures steps as CUDA graphs.
+it draws does not depend on what else is in the batch, apart from rounding. `engine/sampler.py` draws the same faster.
 
 Left out: beam search, repetition penalties, streaming, speculative decoding. Run `python rollout.py` for an example.
 """
@@ -16,7 +15,6 @@ Left out: beam search, repetition penalties, streaming, speculative decoding. Ru
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Annotated, Any
 
 import torch
@@ -121,7 +119,7 @@ def check_arguments(model, prompts, limits, n, max_new_tokens, temperature, top_
     """Check the arguments of `sample`.  Raises ValueError."""
     if len(limits) != len(prompts):
         raise ValueError(f"limits: expected one per prompt ({len(prompts)}), found {len(limits)}")
-    if n < 1 or max_new_tokens < 1 or any(limit < 1 for limit in limits):
+    if min(n, max_new_tokens, *limits) < 1:
         raise ValueError(f"n ({n}), max_new_tokens ({max_new_tokens}) and limits must be at least 1")
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
@@ -318,13 +316,13 @@ def expert_answers(attempts: Sequence[Attempt], options: ImitationOptions) -> li
         happened = a.correct_lengths, a.pass_rate, options.expert_failures, options.expert_notion
         if target := masa.expert_target(a.predictions, notion_rewards, *happened):
             experts.append((a.problem.text, target))
-    failed = [target.pass_rate == 0 for _, target in experts]
-    room = len(failed) - sum(failed)  # as many failures as successes
-    return [
-        (text, masa.render_meta(target))
-        for (text, target), failure, count in zip(experts, failed, accumulate(failed), strict=True)
-        if not failure or count <= room
-    ]
+    room = sum(target.pass_rate > 0 for _, target in experts)  # for failures: as many as there are successes
+    answers = []
+    for text, target in experts:
+        room -= target.pass_rate == 0
+        if target.pass_rate > 0 or room >= 0:
+            answers.append((text, masa.render_meta(target)))
+    return answers
 
 
 def generated_tokens(rollouts: Sequence[Rollout]) -> int:
@@ -338,8 +336,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
     print("A random model of 12 tokens; 0 and 1 end a response; prompts [5, 6, 7] and [8] with limits of 4 and 9.")
-    generator = torch.Generator().manual_seed(0)
-    groups = sample(model, [[5, 6, 7], [8]], n=3, max_new_tokens=9, eos_ids={0, 1}, limits=[4, 9], generator=generator)
+    groups = sample(model, [[5, 6, 7], [8]], n=3, max_new_tokens=9, eos_ids={0, 1}, limits=[4, 9])
     for rollout in groups[0] + groups[1]:
         print(f"{rollout.prompt_ids} -> {rollout.response_ids}  ({rollout.finish_reason})")
     first = groups[0][0]

@@ -5,8 +5,7 @@
 `python train.py` trains the embedded policy with MASA-efficient in minutes. `--algo grpo` is the same loop without
 predictions, `--algo masa` the one that trains predictions but never acts on them. Read `Trainer.step` beside the paper.
 
-Each option is declared in the file that reads it: sampling in `rollout.py`, gate and imitation in `masa.py`, the update
-in `grpo.py`, what concerns the run here. What a run leaves on disk is in `engine/run_folder.py`. A variant
+Each option is declared in the file that reads it. What a run leaves on disk is in `engine/run_folder.py`. A variant
 (`--variant`) is a small subclass of `Trainer` in `variants/`. Left out: sampling ahead of updates.
 """
 
@@ -15,9 +14,6 @@ import dataclasses
 import importlib
 import itertools
 import random
-import shlex
-import signal
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,25 +29,21 @@ import grpo
 import masa
 from engine import memory, parallel, run_folder, terminal
 from engine.command_line import USAGE, OptionError, Parts, add_flags, make
-from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, step_figures, transcript
+from engine.figures import COUNTERS, Judgement, cost_of_rollouts, cost_of_training, judge, step_figures, transcript
 from engine.load import load_policy
-from engine.run_folder import RunError, RunFolder, Stopped, StopRequest
-from engine.update import OutOfMemory
+from engine.run_folder import RunFolder, Stopped, StopRequest
 from eval import EvalOptions
 from grpo import Sample, UpdateOptions
 from masa import GateOptions, ImitationOptions
-from models.loading import ModelOptions, PolicyError, pick_device
+from models.loading import ModelOptions, pick_device
 from models.policy import Policy
 from models.tiny import is_embedded
-from problems.source import DataOptions, Problem, ProblemError, Source, load_problems
+from problems.source import DataOptions, Problem, Source, load_problems
 from rewards import RewardOptions
 from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
 # What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
-# MASA-paper is version 2 as published, without what we added: margin and trust of the gate, skipping one side only,
-# exploring, a mean of its own and a weight for predictions. Predictions of real models reason first. With --experts, it
-# imitates as in version 1: no failures, one optimizer, a constant rate. What the paper leaves open is as elsewhere: the
-# limit follows the median prediction, and nothing is decided if fewer than half can be read.
+# MASA-paper is version 2 as published, or version 1 with --experts (docs/paper.md).
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
@@ -63,20 +55,17 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     | {"efficient_from": 60, "hints": "draws", "lr_end": 1.0, "aggregation": "joint-mean", "meta_weight": 1.0}
     | {"experts": False, "expert_failures": False, "expert_optimizer": "shared"},
 }
+Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
 WINDOW = 512  # the gate is judged on the explored ones of this many problems
-FIXED = "algo", "variant", "model", "data", "levels", "seed"  # what a run is of; no --resume changes it
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
-EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, parallel.LaunchError
 
 
 @dataclass
 class RunOptions:
     """The run."""
 
-    algo: Annotated[
-        Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"], "preset of the options below"
-    ] = "masa-efficient"
+    algo: Annotated[Algorithm, "preset of the options below"] = "masa-efficient"
     variant: Annotated[str, f"of {', '.join(VARIANTS)} (see variants/); several with commas between"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1, "real": 16}] = 32
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 240
@@ -108,24 +97,22 @@ class Options(Parts):
         algo, embedded = given.get("algo", RunOptions.algo), is_embedded(given.get("model", ModelOptions.model))
         reasoning = {"meta_reasoning": algo == "masa-paper" and not embedded}
         o = cls.from_values(reasoning | ALGORITHMS.get(algo, {}) | dict(given))
-        if o.sampling.meta_reasoning and embedded:
-            raise OptionError("--meta-reasoning: the embedded policy can only write bare predictions; name a --model")
-        if o.sampling.meta_reasoning and "max_meta_tokens" not in given:
-            o.sampling.max_meta_tokens = o.sampling.max_new_tokens
-        if o.sampling.samples < 2:
-            raise OptionError("--samples: found 1, expected at least 2: solutions are compared with each other")
-        if o.sampling.temperature == 0:
-            raise OptionError("--temperature: found 0, expected above 0: greedy solutions are all the same")
-        if unknown := [name for name in o.run.variant.split(",") if name not in ("", *VARIANTS)]:
-            raise OptionError(f"--variant: found {unknown[0]!r}, expected some of {', '.join(VARIANTS)}")
-        needs = {
-            "gate": o.gate.gate != "off" and "read" not in o.run.variant,
-            "cutoff": o.gate.cutoff > 0,
-            "hints": o.gate.hints != "off",
-        }
-        needing = [name for name, is_on in (needs | {"experts": o.imitation.experts}).items() if is_on]
-        if needing and o.sampling.predictions == 0:
-            raise OptionError(f"--predictions 0 leaves --{', --'.join(needing)} nothing to go by; see --algo grpo")
+        s = o.sampling
+        if s.meta_reasoning and "max_meta_tokens" not in given:
+            s.max_meta_tokens = s.max_new_tokens
+        needs = {"gate": o.gate.gate != "off" and "read" not in o.run.variant, "cutoff": o.gate.cutoff > 0}
+        needs |= {"hints": o.gate.hints != "off", "experts": o.imitation.experts}
+        needing = [] if s.predictions else [f"--{name}" for name, is_on in needs.items() if is_on]
+        unknown = [name for name in o.run.variant.split(",") if name not in ("", *VARIANTS)]
+        for fault, message in (
+            (s.meta_reasoning and embedded, "--meta-reasoning: the embedded policy cannot do it; name another --model"),
+            (s.samples < 2, "--samples: found 1, expected at least 2: solutions are compared with each other"),
+            (s.temperature == 0, "--temperature: found 0, expected above 0: greedy solutions are all the same"),
+            (unknown, f"--variant: found {', '.join(unknown)}, expected some of {', '.join(VARIANTS)}"),
+            (needing, f"--predictions 0 leaves {', '.join(needing)} nothing to go by; see --algo grpo"),
+        ):
+            if fault:
+                raise OptionError(message)
         return o
 
 
@@ -143,10 +130,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameters, weight_decay=grpo.WEIGHT_DECAY)
         shared = options.imitation.expert_optimizer == "shared"
         self.expert_optimizer = self.optimizer if shared else torch.optim.AdamW(parameters, weight_decay=0.0)
-        held_out = source.heldout(options.evaluation.eval_problems)
-        self.held_out = [problem for problem in held_out if self.fits(problem)]
+        self.held_out = [p for p in source.heldout(options.evaluation.eval_problems) if self.fits(p)]
         if not self.held_out:
-            raise OptionError(f"--max-prompt-tokens: the prompts of all {len(held_out)} held-out problems are longer")
+            raise OptionError("--max-prompt-tokens: there is no held-out problem, or their prompts are all longer")
         self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
@@ -154,11 +140,10 @@ class Trainer:
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
-        """Make one step of training; return its figures and its attempts."""
+        """Make one step of training; return its figures and its attempts. In step 0 nothing is drawn or trained yet."""
         o, acts, lost_before = self.options, self.acts(step), self.counters["skipped_updates"]
-        attempts: list[Attempt] = []
-        wanted = o.run.problems
-        for draw in itertools.count():  # once, unless a variant wants more problems
+        attempts, wanted = list[Attempt](), o.run.problems
+        for draw in itertools.count() if step else ():  # once, unless a variant wants more problems
             fresh = self.next_attempts(wanted, step, explore=o.gate.explore if acts else 1.0)
             # 1. Predict: how often right, how long, with which notions?
             self.announce("predicting")
@@ -178,11 +163,9 @@ class Trainer:
         align(solved, o.rewards.difficulty_base)
         # 6. Advantages, within each group of solutions and each group of predictions.
         samples = self.samples(solved)
-        # 7. Update the policy.
+        # 7. Update the policy, and 8. imitate the experts.
         self.announce("updating")
-        figures = self.update(samples, step)
-        # 8. Imitate the experts.
-        figures |= self.imitate(solved, step)
+        figures = self.update(samples, step) | self.imitate(solved, step)
         lost = self.counters["skipped_updates"] > lost_before
         self.counters["bad_steps_in_a_row"] = self.counters["bad_steps_in_a_row"] + 1 if lost else 0
         return self.metrics(attempts, step) | figures, attempts
@@ -241,19 +224,17 @@ class Trainer:
 
     def next_attempts(self, count: int, step: int, explore: float) -> list[Attempt]:
         """Take the next problems whose prompt is short enough; each explores with probability `explore`."""
-        seed = self.options.run.seed
-        rng = random.Random(f"{seed}/{step}/{self.drawn}/explore")
-        problems, end = self.source.take(seed, self.drawn, count, self.fits)
+        rng = random.Random(f"{self.options.run.seed}/{step}/{self.drawn}/explore")
+        problems, end = self.source.take(self.options.run.seed, self.drawn, count, self.fits)
         self.counters["prompts_too_long"] += end - self.drawn - count
         self.drawn = end
         return [Attempt(problem, explores=rng.random() < explore) for problem in problems]
 
     def fits(self, problem: Problem, hint: tuple[str, ...] = ()) -> bool:
         """Check that the prompts of a problem are short enough: the solution's, and the prediction's if any is made."""
-        messages = [masa.solution_prompt(problem.text, hint)]
-        if self.options.sampling.predictions:
-            messages.append(self.options.sampling.ask(problem.text))
-        return max(len(self.policy.encode(m)) for m in messages) <= self.options.sampling.max_prompt_tokens
+        sampling, messages = self.options.sampling, [masa.solution_prompt(problem.text, hint)]
+        messages += [sampling.ask(problem.text)] if sampling.predictions else []
+        return max(len(self.policy.encode(m)) for m in messages) <= sampling.max_prompt_tokens
 
     # ---- 6. to 8.: what is learned
 
@@ -293,8 +274,7 @@ class Trainer:
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
-            asked = ((o.sampling.ask(problem), answer) for problem, answer in batch)
-            loss = self.supervise([self.policy.demonstration(*pair) for pair in asked], lr)
+            loss = self.supervise([self.policy.demonstration(o.sampling.ask(p), answer) for p, answer in batch], lr)
             self.counters["experts_cloned"] += len(batch)
         return {"expert_loss": loss, "read_loss": None}
 
@@ -310,21 +290,18 @@ class Trainer:
 
     def count(self, samples: Sequence[Sample], figures: dict[str, Any], more_passes: int = 0) -> None:
         """Count what training on the samples cost and what went wrong: lost updates, and memory that ran out."""
-        o = self.options
-        passes = 3 + o.model.gradient_checkpointing + more_passes  # a backward pass costs as much as two forward passes
+        passes = 3 + self.options.model.gradient_checkpointing + more_passes  # going backward costs as much as two
         self.counters.update(cost_of_training(samples, self.policy.model.num_parameters(), passes))
         self.counters["skipped_updates"] += figures.pop("skipped_updates")
         if retries := figures.pop("oom_retries"):  # stay at half of what was too much
             self.counters["oom_retries"] += retries
-            o.update.token_budget = max(1, o.update.token_budget // 2)
+            self.options.update.token_budget = max(1, self.options.update.token_budget // 2)
 
     def metrics(self, attempts: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Count what the step cost, judge gate and cutoff on the explored problems, and return the step's figures."""
         self.counters.update(cost_of_rollouts(attempts, self.policy.model.num_parameters()))
-        for a in (a for a in attempts if a.explores and a.solutions and (a.predictions or a.belief)):
-            lengths = [len(rollout.response_ids) for rollout in a.solutions]
-            beyond = [right for length, right in zip(lengths, a.correct, strict=True) if length > self.limit(a)]
-            self.explored.append((step, self.would_skip(a), a.zero_variance, len(beyond), sum(beyond)))
+        explored = [a for a in attempts if a.explores and a.solutions and (a.predictions or a.belief)]
+        self.explored.extend(judge(a, step, self.would_skip(a), self.limit(a)) for a in explored)
         judged = self.explored if self.options.gate.explore or not self.acts(step) else ()  # else it would be outdated
         return step_figures(attempts, judged)
 
@@ -335,17 +312,16 @@ class Trainer:
         attempts = evaluation.attempt_all(self.policy, self.held_out, sampling, label="evaluating")
         result = evaluation.summarize(attempts)
         self.counters["verifier_timeouts"] += result["verifier_timeouts"]
-        return {f"eval_{name}": result[name] for name in evaluation.IN_METRICS}, attempts
+        return {name: result[name.removeprefix("eval_")] for name in evaluation.IN_METRICS}, attempts
 
 
 def make_trainer(options: Options, model: str = "", kind: type[Trainer] = Trainer) -> Trainer:
     """Make a trainer of the options' model, or of the checkpoint `model` that a resumed run continues from."""
     source = load_problems(options.data.data, levels=options.data.chosen_levels)
     source.print_skipped()
-    policy = load_policy(options.model, model)
     # The reference is loaded by name, not copied: a resumed run starts with a policy that has moved away from it.
     reference = load_policy(options.model, samples=False) if options.update.kl_coef > 0 else None
-    return kind(options, policy, source, reference)
+    return kind(options, load_policy(options.model, model), source, reference)
 
 
 def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[dict[str, Any]]:
@@ -359,24 +335,19 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
     last = folder.restore(trainer)
     bar = tqdm(total=o.run.steps, initial=max(last, 0), disable=policy.rank > 0, bar_format=terminal.BAR)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
-    not_evaluated = {f"eval_{name}": None for name in evaluation.IN_METRICS}
     with StopRequest() as stop:
         for step in range(last + 1, o.run.steps + 1):
             started = time.monotonic()
-            if step:
-                figures, attempts = trainer.step(step)
-            else:  # nothing is drawn or trained yet
-                figures = trainer.metrics([], 0) | trainer.update([], 0) | trainer.imitate([], 0)
-                attempts = []
+            figures, attempts = trainer.step(step)
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
-            evaluated: dict[str, Any] = not_evaluated
+            figures |= dict.fromkeys(evaluation.IN_METRICS)
             if step % o.evaluation.eval_every == 0 or step == o.run.steps:
                 evaluated, held_out = trainer.evaluate()
                 seconds = trainer.counters["training_ms"] / 1000  # without evaluations and the oracle's probes
                 folder.log_evaluation(step, seconds, [transcript(attempt, step) for attempt in held_out])
-            counters = {name: trainer.counters[name] for name in COUNTERS}
-            shown = [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]]
-            folder.log(step, figures | counters | evaluated, shown)
+                figures |= evaluated
+            figures |= {name: trainer.counters[name] for name in COUNTERS}
+            folder.log(step, figures, [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]])
             bar.update(min(step, 1))
             bar.set_postfix_str(terminal.live(folder.rows))
             run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
@@ -384,7 +355,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
                 folder.save(trainer, step)
             if stopping and step < o.run.steps:
-                raise Stopped(stopping, f"ended by {signal.Signals(stopping).name} after step {step} of {o.run.steps}")
+                raise Stopped(stopping, f"step {step} of {o.run.steps}", path)
     bar.close()
     return folder.rows
 
@@ -392,25 +363,18 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
 def resolve(given: Mapping[str, Any], path: Path) -> Options:
     """Return the options: those given, over those of the run in `path` if it is to be resumed.  Raises OptionError.
 
-    A run stays one experiment: other problems, another model, algorithm or seed are refused. Any other change is told.
+    A run stays one experiment: other problems, another model, algorithm or seed are refused.
     """
     config = run_folder.read_config(path) if given.get("resume") else {}
     if config:
         Options.check({**config, **given}, str(path / "config.json"))
-    for name in (name for name in given if name in config and name not in ("out", "resume")):
-        now, before = given[name], config[name]
-        if Path(str(now)) == Path(str(before)):  # also "warm/" and "warm"
-            continue
-        if name in FIXED:
-            raise OptionError(f"--{name} {now}: {path} is a run of {before!r}; leave --{name} out to resume it")
-        print(f"--{name.replace('_', '-')} {now} from here on; until now the run had {before}")
+        run_folder.check_changes(given, config, path)
     return Options.of({**config, **given})
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options; those that are not given stay absent from what it parses."""
-    description = "Train a language model by GRPO or MASA. Without options: MASA-efficient on the embedded policy."
-    parser = argparse.ArgumentParser(description=description, usage=USAGE)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=USAGE)
     add_flags(parser, Options.parts().values(), ALGORITHMS)
     return parser
 
@@ -420,28 +384,19 @@ def main() -> None:
     parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
     given = vars(parser.parse_args())
     terminal.accept_every_character()
-    try:
-        with parallel.processes(pick_device(given.get("device", "auto"))):
-            if given.pop("explain"):
-                importlib.import_module("lab.explain").tell(given)
-                return
-            run = make(RunOptions, given)
-            name = f"{run.algo}-{Path(given.get('model', ModelOptions.model)).name}-seed{run.seed}"
-            with run_folder.hold(run.out, name, run.resume) as path:
-                options = resolve(given, path)
-                kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
-                print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
-                rows = train(options, path, kind)
-                checkpoint = path / "checkpoints" / f"step-{options.run.steps}"
-                print(f"\n{terminal.summary(rows)}\n\ntrained policy: {checkpoint}")
-    except Stopped as stop:
-        print(f"\n{stop}; to continue: {shlex.join([sys.executable, sys.argv[0], '--resume', '--out', str(path)])}")
-        sys.exit(128 + stop.number)
-    except KeyboardInterrupt:
-        print("\ntrain.py: ended at once; --resume continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except EXPECTED as error:
-        sys.exit(f"train.py: {error}")
+    end = terminal.ending("train.py", "; --resume continues from the last checkpoint")
+    with end, parallel.processes(pick_device(given.get("device", "auto"))):
+        if given.pop("explain"):
+            importlib.import_module("lab.explain").tell(given)
+            return
+        run = make(RunOptions, given)
+        name = f"{run.algo}-{Path(given.get('model', ModelOptions.model)).name}-seed{run.seed}"
+        with run_folder.hold(run.out, name, run.resume) as path:
+            options = resolve(given, path)
+            kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
+            print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
+            rows = train(options, path, kind)
+            print(f"\n{terminal.summary(rows)}\n\ntrained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,13 @@ prompts_too_long unparsed_predictions experts_cloned skipped_updates oom_retries
 Judgement = tuple[int, bool, bool, int, int]
 
 
+def judge(attempt: Attempt, step: int, would_skip: bool, limit: int) -> Judgement:
+    """Compare what gate and cutoff would have done to an explored problem with what became of it."""
+    lengths = [len(rollout.response_ids) for rollout in attempt.solutions]
+    beyond = [right for length, right in zip(lengths, attempt.correct, strict=True) if length > limit]
+    return step, would_skip, attempt.zero_variance, len(beyond), sum(beyond)
+
+
 def step_figures(attempts: Sequence[Attempt], explored: Collection[Judgement]) -> dict[str, float | None]:
     """Return the figures of one step, None where nothing defines them; docs/glossary.md explains each.
 

@@ -20,11 +20,13 @@ import hashlib
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -34,6 +36,7 @@ import torch
 from safetensors import SafetensorError
 
 from engine import parallel
+from engine.command_line import OptionError
 
 try:
     import fcntl
@@ -41,6 +44,7 @@ except ImportError:  # on Windows, where nothing keeps two processes out of one 
     fcntl = None  # type: ignore[assignment]
 
 STATE, MANIFEST, LOCK = "trainer.pt", "whole.json", "lock"
+FIXED = "algo", "variant", "model", "data", "levels", "seed"  # what a run is of; no --resume changes it
 ECHO_SECONDS = 1.0  # torchrun repeats a Ctrl-C that its processes have had already; this soon it is not a second one
 MAX_BAD_STEPS = 5  # steps in a row with a gradient that is not finite: training will not recover
 
@@ -260,6 +264,17 @@ def read_config(run: Path) -> dict[str, Any]:
     raise RunError(f"{path}: expected an object in JSON, found {found}; start again with another --out")
 
 
+def check_changes(given: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Tell which options change from now on in a run with this config.  Raises OptionError for those that cannot."""
+    for name in (name for name in given if name in config and name not in ("out", "resume")):
+        now, before = given[name], config[name]
+        if Path(str(now)) == Path(str(before)):  # also "warm/" and "warm"
+            continue
+        if name in FIXED:
+            raise OptionError(f"--{name} {now}: {path} is a run of {before!r}; leave --{name} out to resume it")
+        print(f"--{name.replace('_', '-')} {now} from here on; until now the run had {before}")
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     paths = (run / "checkpoints").glob("step-*")
@@ -343,8 +358,9 @@ def put_in_place(aside: Path, path: Path) -> None:
 class Stopped(Exception):
     """The run was asked to end, and ended after a whole step; `number` is that of the signal."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: int, after: str, path: Path) -> None:
+        again = shlex.join([sys.executable, sys.argv[0], "--resume", "--out", str(path)])
+        super().__init__(f"ended by {signal.Signals(number).name} after {after}; to continue: {again}")
         self.number = number
 
 

@@ -1,5 +1,6 @@
-"""Tell a person of a run on the terminal: the first lines, the live figures, and the summary with advice."""
+"""Tell a person of a run on the terminal: the first lines, the live figures, the summary with advice, and the end."""
 
+import contextlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,8 +8,16 @@ from typing import Any
 
 import torch
 
+from engine.command_line import OptionError
+from engine.parallel import LaunchError
+from engine.run_folder import RunError, Stopped
+from engine.update import OutOfMemory
 from models import tiny
+from models.policy import PolicyError
+from problems.source import ProblemError
 
+# Errors whose message tells a person what is wrong. Any other is a bug, and its traceback is needed.
+EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyError, ProblemError, LaunchError
 FEW = 20  # held-out problems, below which their figures say little
 BAR = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"  # within 80 columns, also in runs of many hours
 IN_BAR = {"train_pass_rate": "right", "gated_frac": "gated"}
@@ -21,6 +30,24 @@ IN_SUMMARY = {
     "unparsed_predictions": "predictions not parsed",
     "skipped_updates": "updates lost to NaN or inf",
 }
+
+
+@contextlib.contextmanager
+def ending(script: str, to_continue: str = "") -> Iterator[None]:
+    """End the script with a message and an exit status, without a traceback, unless it ends by a bug.
+
+    to_continue: what to do after Ctrl-C.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        print(f"\n{stop}")
+        sys.exit(128 + stop.number)
+    except KeyboardInterrupt:
+        print(f"\n{script}: ended at once{to_continue}", file=sys.stderr)
+        sys.exit(130)
+    except EXPECTED as error:
+        sys.exit(f"{script}: {error}")
 
 
 def accept_every_character() -> None:

@@ -14,7 +14,7 @@ from engine.command_line import make
 from eval import bootstrap_interval, build_parser, held_out_problems, pass_at_k, summarize
 from masa import MetaPrediction
 from problems import benchmarks
-from problems.source import Problem
+from problems.source import Problem, ProblemError
 from rewards import AlignmentRewards
 from rollout import Attempt, Rollout
 
@@ -66,8 +66,6 @@ def test_the_summary_worked_out_by_hand():
     assert result["mean_length"] == 6.0 and result["truncated_frac"] == 0.25
     assert result["parsed_frac"] == 0.5 and result["verifier_timeouts"] == 3
     assert (result["reward_length"], result["reward_difficulty"], result["reward_notion"]) == (0.5, 0.25, 0.125)
-    with pytest.raises(ValueError, match="no problems"):
-        summarize([])
     assert summarize([attempt(1, [True], [4], ["stop"])])["pass1_deviation"] is None
 
 
@@ -138,6 +136,12 @@ def test_a_file_gives_all_its_problems_or_the_number_asked_for(listed, flags, co
     assert len(problems) == count
     assert {problem.level for problem in problems} <= ({0, 2} if "levels" in flags else {0, 1, 2})
     assert "1 problems left out (blank answer)" in capsys.readouterr().out
+
+
+def test_a_file_without_a_held_out_problem_is_named(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"problem": "What is 1+1?", "answer": "2"}')
+    with pytest.raises(ProblemError, match=r"one\.jsonl: found no held-out problem; --whole"):
+        held_out_problems(str(tmp_path / "one.jsonl"), options())
 
 
 @pytest.mark.parametrize("name", ["words", "arithmetic:0.3"])
