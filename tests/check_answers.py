@@ -31,6 +31,14 @@ x+2y-2z-9=0 ; y=2x+1 ; 12^{1/7} ; \sin^2y ; \sqrt[4]{8} ; [0,3) ; 32000 ; \frac{
 BUILT_IN = [answer.strip() for answer in re.split(r"[;\n]", BUILT_IN) if answer.strip()]
 
 NUMBER = r"-?\d+(?:\.\d+)?"
+WRAPPINGS = {
+    "itself": "*",
+    "dollars": "$*$",
+    "LaTeX": r"\(*\)",
+    "display": r"\displaystyle *",
+    "braces": "{*}",
+    "stop": "*.",
+}
 FRACTION = r"(-?)\\frac\{(\d+)\}\{(\d+)\}"
 
 
@@ -49,14 +57,10 @@ def terminating(fraction: Fraction) -> str | None:
 
 def rewrites(answer: str) -> Iterator[tuple[str, str]]:
     """Yield other ways to write the same answer, as (name, text)."""
-    yield "itself", answer
+    for name, form in WRAPPINGS.items():
+        yield name, form.replace("*", answer)
     yield "boxed", extract_answer(rf"so the answer is $\boxed{{{answer}}}$.") or ""
     yield "spaces", "  " + re.sub(r"([+=^/|])", r" \1 ", answer) + " "
-    yield "dollars", f"${answer}$"
-    yield "parentheses of LaTeX", rf"\({answer}\)"
-    yield "display style", rf"\displaystyle {answer}"
-    yield "braces", f"{{{answer}}}"
-    yield "full stop", answer + "."
     yield "unicode minus", answer.replace("-", "−")
     for command in ("dfrac", "tfrac") if "\\frac" in answer else ():
         yield command, answer.replace("\\frac", f"\\{command}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -140,19 +141,46 @@ def change_weights(directory: Path, change) -> None:
     save_file({name: tensor.clone() for name, tensor in weights.items()}, file, {"format": "pt"})
 
 
+def weights(change) -> Callable[[Path], None]:
+    return lambda directory: change_weights(directory, change)
+
+
+def template(text: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / "chat_template.jinja").write_text(text)
+
+
+def name_templates(directory: Path) -> None:
+    (directory / "chat_template.jinja").unlink()
+    edit(directory / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ messages }}"}])
+
+
+NORM = "model.norm.weight"
+LOSES = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+RAISES = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+
+
 @pytest.mark.parametrize(
-    "change, found",
+    "break_it, message",
     [
-        (lambda w: {f"module.{name}": tensor for name, tensor in w.items()}, r"21 missing \(.*21 unexpected \(module."),
-        (lambda w: {name: w[name] for name in w if name != "lm_head.weight"}, r"1 missing \(lm_head.weight"),
-        (lambda w: w | {"model.norm.weight": w["model.norm.weight"][:5]}, r"1 mismatched .*model.norm.weight"),
-        (lambda w: w | {"model.norm.weight": w["model.norm.weight"] * torch.nan}, r"1 not finite \(model.norm.weight"),
+        (weights(lambda w: {f"module.{name}": w[name] for name in w}), r"21 missing \(.*21 unexpected \(module."),
+        (weights(lambda w: {name: w[name] for name in w if name != "lm_head.weight"}), r"1 missing \(lm_head.weight"),
+        (weights(lambda w: w | {NORM: w[NORM][:5]}), rf"1 mismatched .*{NORM}"),
+        (weights(lambda w: w | {NORM: w[NORM] * torch.nan}), rf"1 not finite \({NORM}"),
+        (lambda d: save_random(d, "llama", vocab_size=100), "tokenizer of 126 tokens .* the 100 tokens"),
+        (lambda d: edit(d / "generation_config.json", eos_token_id=[4, 500]), r"end tokens \{4, 500\}"),
+        (lambda d: edit(d / "generation_config.json", eos_token_id="</s>"), "end tokens .*'</s>'"),
+        (lambda d: edit(d / "config.json", eos_token_id="4"), "eos_token_id"),
+        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer"),
+        (template(f"{LOSES}<assistant>"), "loses"),
+        (template(RAISES), "system first"),
+        (template("{% if messages %}{{"), "unexpected 'end of template'"),
+        (name_templates, "no default"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(change, found, tmp_path):
+def test_weights_tokenizers_and_templates_that_do_not_fit_are_refused(break_it, message, tmp_path):
     save_random(tmp_path, "llama")
-    change_weights(tmp_path, change)
-    with pytest.raises(PolicyError, match=found):
+    break_it(tmp_path)
+    with pytest.raises(PolicyError, match=message):
         load(str(tmp_path), device="cpu")
 
 
@@ -161,48 +189,10 @@ def test_a_tied_head_is_not_missing(tmp_path):
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    "break_it, message",
-    [
-        (lambda d: save_random(d, "llama", vocab_size=100), "tokenizer of 126 tokens .* the 100 tokens"),
-        (lambda d: edit(d / "generation_config.json", eos_token_id=[4, 500]), r"end tokens \{4, 500\}"),
-        (lambda d: edit(d / "generation_config.json", eos_token_id="</s>"), "end tokens .*'</s>'"),
-        (lambda d: edit(d / "config.json", eos_token_id="4"), "eos_token_id"),
-        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer"),
-    ],
-)
-def test_a_tokenizer_that_does_not_fit_is_refused(break_it, message, tmp_path):
-    save_random(tmp_path, "llama")
-    break_it(tmp_path)
-    with pytest.raises(PolicyError, match=message):
-        load(str(tmp_path), device="cpu")
-
-
 def load_with_template(directory: Path, template: str):
     save_random(directory, "llama")
     (directory / "chat_template.jinja").write_text(template)
     return load(str(directory), device="cpu")
-
-
-@pytest.mark.parametrize(
-    "template, message",
-    [
-        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}<assistant>", "loses"),
-        ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
-        ("{% if messages %}{{", "unexpected 'end of template'"),
-    ],
-)
-def test_a_template_that_loses_the_problem_is_refused(template, message, tmp_path):
-    with pytest.raises(PolicyError, match=message):
-        load_with_template(tmp_path, template)
-
-
-def test_named_templates_without_a_default_are_refused(tmp_path):
-    save_random(tmp_path, "llama")
-    (tmp_path / "chat_template.jinja").unlink()
-    edit(tmp_path / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ messages }}"}])
-    with pytest.raises(PolicyError, match="no default"):
-        load(str(tmp_path), device="cpu")
 
 
 CHATML = "{% for m in messages %}<user>{{ m.content }}<unk>\n{% endfor %}"
