@@ -135,14 +135,13 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def change_weights(directory: Path, change) -> None:
-    file = directory / "model.safetensors"
-    weights = change(load_file(file))
-    save_file({name: tensor.clone() for name, tensor in weights.items()}, file, {"format": "pt"})
-
-
 def weights(change) -> Callable[[Path], None]:
-    return lambda directory: change_weights(directory, change)
+    def change_file(directory: Path) -> None:
+        changed = change(load_file(directory / "model.safetensors"))
+        copies = {name: tensor.clone() for name, tensor in changed.items()}
+        save_file(copies, directory / "model.safetensors", {"format": "pt"})
+
+    return change_file
 
 
 def template(text: str) -> Callable[[Path], object]:
