@@ -14,9 +14,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # in every process a test starts, the hub is reported unreachable at once
 
 ROOT = Path(__file__).parent.parent
-SMALL = (
-    "--steps 3 --problems 4 --samples 4 --efficient-from 1 --eval-problems 6 --eval-samples 2 --eval-every 2".split()
-)
+SMALL = "--steps 3 --problems 4 --samples 4 --efficient-from 1 --eval-problems 6 --eval-samples 2".split()
+SMALL += ["--eval-every", "2"]
 
 
 @dataclass
@@ -46,6 +45,13 @@ def run_script(name: str, *arguments: str) -> Finished:
     finally:
         sys.argv = argv
     return Finished(out.getvalue(), err.getvalue(), status)
+
+
+def printed(name: str, *arguments: str) -> str:
+    """Return what a script prints that must succeed."""
+    finished = run_script(name, *arguments)
+    assert finished.status == 0, finished.stderr
+    return finished.stdout
 
 
 @pytest.fixture(scope="session")

@@ -27,12 +27,8 @@ from grpo import Sample, UpdateOptions
 
 StableAdamW = partial(torch.optim.AdamW, eps=1e-4)  # the usual 1e-8 turns rounding errors into whole steps
 LENGTHS = {"solution": 12, "meta": 12}
-CASES: dict[str, dict] = {
-    "token-mean": {},
-    "dr-grpo": {"aggregation": "dr-grpo"},
-    "small micro-batches": {"token_budget": 20},
-    "minibatches and KL": {"minibatches": 2, "kl_coef": 0.1},
-}
+CASES: dict[str, dict] = {"token-mean": {}, "dr-grpo": {"aggregation": "dr-grpo"}}
+CASES |= {"small micro-batches": {"token_budget": 20}, "minibatches and KL": {"minibatches": 2, "kl_coef": 0.1}}
 
 
 def updated(case: dict, shard: bool, gradient_checkpointing: bool = False, over_batches=over_batches) -> dict:

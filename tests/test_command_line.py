@@ -72,18 +72,14 @@ def test_the_help_names_every_default():
     assert "--pot {small,large} size of the pot (default: small; real models: large)" in text
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"minutes": 0}, "--minutes: found 0, expected at least 1"),
-        ({"heat": 0.0}, "--heat: found 0.0, expected above 0"),
-        ({"heat": 1.5}, "--heat: found 1.5, expected at most 1"),
-        ({"pot": "huge"}, "--pot: found 'huge', expected one of small, large"),
-    ],
-)
-def test_values_out_of_bounds_are_refused(values, message):
-    with pytest.raises(OptionError, match=message):
-        make(Cooking, values)
+BAD = [("minutes", 0, "found 0, expected at least 1"), ("heat", 0.0, "found 0.0, expected above 0")]
+BAD += [("heat", 1.5, "found 1.5, expected at most 1"), ("pot", "huge", "found 'huge', expected one of small, large")]
+
+
+@pytest.mark.parametrize("name, value, message", BAD)
+def test_values_out_of_bounds_are_refused(name, value, message):
+    with pytest.raises(OptionError, match=f"--{name}: {message}"):
+        make(Cooking, {name: value})
 
 
 @pytest.mark.parametrize("name", "problems steps temperature lr explore minibatches cutoff kl_coef samples".split())

@@ -5,7 +5,7 @@ from itertools import combinations
 from statistics import stdev
 
 import pytest
-from conftest import run_script
+from conftest import printed, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,13 +71,12 @@ def test_the_summary_worked_out_by_hand():
 
 def test_the_command_writes_what_it_prints(tmp_path):
     small = "--problems 6 --samples 4 --hints --data arithmetic words --max-new-tokens 12 --max-meta-tokens 12"
-    finished = run_script("eval.py", *small.split(), "--out", str(tmp_path))
-    assert finished.status == 0, finished.stderr
+    told = printed("eval.py", *small.split(), "--out", str(tmp_path))
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert [(result["model"], result["data"]) for result in results] == [("tiny", "arithmetic"), ("tiny", "words")]
     rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     for result, row in zip(results, rows, strict=True):
-        assert f"pass@1            {result['pass1']:.3f}" in finished.stdout
+        assert f"pass@1            {result['pass1']:.3f}" in told
         assert result["problems"] == 6 and result["verifier_timeouts"] == 0
         assert 0 <= result["greedy"] <= 1 and 0 <= result["pass1_with_hints"] <= 1
         assert result["vote_at_k"].keys() == result["pass_at_k"].keys()

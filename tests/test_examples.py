@@ -3,8 +3,8 @@
 import re
 from functools import cache
 
+import conftest
 import pytest
-from conftest import run_script
 
 CLAIMS = {
     "grpo.py": ["[ 0.8660, -0.8660, -0.8660,  0.8660]", "= -0.4933: -0.4933", "[-0.3333,  0.0000]"],
@@ -22,11 +22,7 @@ CLAIMS = {
 }
 
 
-@cache
-def printed(name: str) -> str:
-    finished = run_script(name)
-    assert finished.status == 0, finished.stderr
-    return finished.stdout
+printed = cache(conftest.printed)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -110,21 +110,14 @@ def test_the_kl_penalty_is_k3():
     assert kl_penalty(torch.tensor(-1.0), torch.tensor(-2.0)).item() == pytest.approx(math.exp(-1) + 1 - 1)
 
 
-@pytest.mark.parametrize(
-    "aggregation, expected",
-    [
-        ("token-mean", [1 / 6, 1 / 6, 0.5 / 5]),
-        ("sequence-mean", [1 / (2 * 2), 1 / (2 * 4), 0.5 / 5]),
-        ("dr-grpo", [1 / (2 * 12), 1 / (2 * 12), 0.5 / 6]),
-        ("joint-mean", [1 / (3 * 2), 1 / (3 * 4), 0.5 / (3 * 5)]),
-    ],
-)
+WEIGHTS = {"token-mean": [1 / 6, 1 / 6, 0.5 / 5], "sequence-mean": [1 / (2 * 2), 1 / (2 * 4), 0.5 / 5]}
+WEIGHTS |= {"dr-grpo": [1 / (2 * 12), 1 / (2 * 12), 0.5 / 6], "joint-mean": [1 / (3 * 2), 1 / (3 * 4), 0.5 / (3 * 5)]}
+
+
+@pytest.mark.parametrize("aggregation, expected", WEIGHTS.items())
 def test_weights_worked_out_by_hand(aggregation, expected):
-    samples = [
-        Sample([5], [1] * 2, 1.0),
-        Sample([5], [1] * 4, 0.0),  # without advantage, but it counts in the denominator
-        Sample([5], [1] * 5, 1.0, "meta"),
-    ]
+    samples = [Sample([5], [1] * 2, 1.0), Sample([5], [1] * 5, 1.0, "meta")]
+    samples.insert(1, Sample([5], [1] * 4, 0.0))  # without advantage, but it counts in the denominator
     options = UpdateOptions(aggregation=aggregation, meta_weight=0.5)
     grpo.set_weights(samples, options, {"solution": 12, "meta": 6})
     assert [sample.weight for sample in samples] == pytest.approx(expected)

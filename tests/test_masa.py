@@ -107,21 +107,13 @@ def test_gate_decisions_worked_out_by_hand():
         assert should_skip(rates(*given_rates)) is (group in SKIPPED.split("/")), group
 
 
-@pytest.mark.parametrize(
-    "given_rates, options, skipped",
-    [
-        ((0.25, 0.25), {"margin": 0.25}, True),
-        ((0.0, 0.2), {"std_threshold": 0.1}, False),  # 0.1 is not below 0.1
-        ((0.0, 0.0), {"easy": False}, True),
-        ((1.0, 1.0), {"easy": False}, False),  # predicted all right, which only `easy` skips
-        ((0.0,) * 8, {"margin": 0.0}, True),  # as published
-        ((1.0,) * 8, {"margin": 0.0}, True),
-        ((1.0,) * 7 + (0.875,), {"margin": 0.0}, False),
-        ((0.0,) * 7 + (0.125,), {"margin": 0.0, "std_threshold": 9.0}, False),
-    ],
-)
-def test_gate_decisions_with_other_settings(given_rates, options, skipped):
-    assert should_skip(rates(*given_rates), **options) is skipped
+def test_gate_decisions_with_other_settings():
+    assert should_skip(rates(0.25, 0.25), margin=0.25)
+    assert not should_skip(rates(0.0, 0.2), std_threshold=0.1)  # 0.1 is not below 0.1
+    assert should_skip(rates(0.0, 0.0), easy=False) and not should_skip(rates(1.0, 1.0), easy=False)
+    assert should_skip(rates(*[0.0] * 8), margin=0.0) and should_skip(rates(*[1.0] * 8), margin=0.0)  # as published
+    assert not should_skip(rates(*[1.0] * 7, 0.875), margin=0.0)
+    assert not should_skip(rates(*[0.0] * 7, 0.125), margin=0.0, std_threshold=9.0)
 
 
 def test_the_predicted_pass_rate_is_a_mean_over_those_that_parsed():
@@ -130,23 +122,17 @@ def test_the_predicted_pass_rate_is_a_mean_over_those_that_parsed():
     assert masa.predicted_pass_rate([]) is None
 
 
-@pytest.mark.parametrize(
-    "lengths, options, limit",
-    [
-        ((10, 20, 90), {}, 40),  # twice the median
-        ((10, 15), {}, 25),  # 2 x 12.5
-        ((10, 15), {"multiplier": 1.5}, 19),  # 18.75, rounded up
-        ((100,), {"multiplier": 1.1}, 110),  # 110.00000000000001 in floating point
-        ((600, 700), {}, 1000),
-        ((10, None), {}, 20),
-        ((10, None, None), {}, 1000),
-        ((), {}, 1000),
-        ((1,), {"multiplier": 0.1}, 1),
-    ],
-)
-def test_limits_worked_out_by_hand(lengths, options, limit):
+def limit_of(*lengths: int | None, **options) -> int:
     group = [None if length is None else MetaPrediction(0.5, length, ()) for length in lengths]
-    assert length_limit(group, ceiling=1000, **options) == limit
+    return length_limit(group, ceiling=1000, **options)
+
+
+def test_limits_worked_out_by_hand():
+    assert limit_of(10, 20, 90) == 40 and limit_of(10, 15) == 25  # twice the median
+    assert limit_of(10, 15, multiplier=1.5) == 19  # 18.75, rounded up
+    assert limit_of(100, multiplier=1.1) == 110  # 110.00000000000001 in floating point
+    assert limit_of(600, 700) == 1000 and limit_of(1, multiplier=0.1) == 1
+    assert limit_of(10, None) == 20 and limit_of(10, None, None) == limit_of() == 1000  # half of them must parse
 
 
 def test_an_expert_has_the_best_notions_and_the_true_figures():

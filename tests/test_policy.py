@@ -114,15 +114,12 @@ THINKING = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}{% if not ena
 ROLES = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}{% endfor %}"
 
 
-@pytest.mark.parametrize(
-    "template, before, encoded",
-    [
-        (THINKING, [], "<9+8>0"),  # thinking is off
-        (ROLES, [("1", "2")], "u1a2u9+8"),  # examples are earlier turns
-        (None, [], "9+8\n\n"),  # a base model has no template and gets plain text
-        (None, [("a", "b")], "a\n\nb\n\n9+8\n\n"),
-    ],
-)
+# Thinking is off; examples are earlier turns; a base model has no template and gets plain text.
+ENCODED = [(THINKING, [], "<9+8>0"), (ROLES, [("1", "2")], "u1a2u9+8"), (None, [], "9+8\n\n")]
+ENCODED += [(None, [("a", "b")], "a\n\nb\n\n9+8\n\n")]
+
+
+@pytest.mark.parametrize("template, before, encoded", ENCODED)
 def test_a_message_is_encoded_by_the_chat_template(template, before, encoded):
     loaded = load("tiny", device="cpu")
     loaded.tokenizer.chat_template = template
@@ -136,18 +133,14 @@ def test_every_configured_end_token_counts(embedded, tmp_path):
     assert load(str(tmp_path), device="cpu").eos_ids == {3, 7, embedded.tokenizer.eos_token_id}
 
 
-@pytest.mark.parametrize(
-    "files, message",
-    [
-        (["notes.txt"], "cannot load model '{}'"),
-        (["weights.gguf"], "pip install gguf accelerate"),
-        (["weights.gguf", "more.gguf"], "expected one .gguf file"),
-        ([], "cannot load model 'no/such-model'"),
-    ],
-)
+LOADED = {"": "cannot load model 'no/such-model'", "notes.txt": "cannot load model '{}'"}
+LOADED |= {"weights.gguf": "pip install gguf accelerate", "weights.gguf more.gguf": "expected one .gguf file"}
+
+
+@pytest.mark.parametrize("files, message", LOADED.items())
 def test_a_model_that_cannot_be_loaded_is_named(files, message, tmp_path, monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)  # gguf is not installed
-    for file in files:
+    for file in files.split():
         (tmp_path / file).write_text("GGUF")
     with pytest.raises(PolicyError, match=re.escape(message.format(tmp_path))):
         load(str(tmp_path) if files else "no/such-model", device="cpu")

@@ -236,30 +236,27 @@ def whole(name: str) -> list[Problem]:
     return load_problems(name).heldout(None, whole=True)
 
 
-@pytest.mark.parametrize(
-    ("record", "answer"),
-    [
-        ({"problem": "q", "answer": "5"}, "5"),
-        ({"question": "q", "answer": "She has 2*36 = <<72>>72.\n#### 72"}, "72"),
-        ({"question": "q", "answer": "#### 1,072 "}, "1,072"),
-        ({"problem": "q", "solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}"),
-        ({"problem": "q", "solution": r"never closed \boxed{1", "ground_truth": 3}, "3"),
-        ({"problem": "q", "solution": r"first \boxed{1}, so \boxed{2"}, "1"),
-        ({"prompt": "q", "ground_truth": 0}, "0"),
-        ({"prompt": "q", "ground_truth": -2.5}, "-2.5"),
-        ({"prompt": "q", "answer": True}, "true"),
-        ({"problem": "q", "answer": "5", "solution": r"\boxed{6}", "ground_truth": "7"}, "5"),
-        ({"problem": "q", "answer": "", "solution": r"\boxed{6}"}, "6"),
-        ({"problem": "q", "answer": None, "ground_truth": "7"}, "7"),
-        ({"prompt": "q", "reward_model": {"style": "rule", "ground_truth": "34"}}, "34"),
-        ({"problem": "q", "answer": r"\text{(A)}"}, r"\text{(A)}"),
-        ({"problem": "q", "answer": ["5"]}, "5"),
-        ({"problem": "q", "answer": [0.5]}, "0.5"),
-        *(({"problem": "q", key: "So \\boxed{5}.\n#### Check\n2 + 3 = 5"}, "5") for key in ("solution", "answer")),
-    ],
-)
+ANSWERS: list = [
+    ({"answer": "5"}, "5"),
+    ({"answer": True}, "true"),
+    ({"answer": ["5"]}, "5"),
+    ({"answer": [0.5]}, "0.5"),
+]
+ANSWERS += [({"answer": "She has 2*36 = <<72>>72.\n#### 72"}, "72"), ({"answer": "#### 1,072 "}, "1,072")]
+ANSWERS += [({"answer": r"\text{(A)}"}, r"\text{(A)}"), ({"ground_truth": 0}, "0"), ({"ground_truth": -2.5}, "-2.5")]
+ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}")]
+ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{2"}, "1")]
+ANSWERS += [({"solution": r"never closed \boxed{1", "ground_truth": 3}, "3")]
+ANSWERS += [({"answer": "5", "solution": r"\boxed{6}", "ground_truth": "7"}, "5")]
+ANSWERS += [({"answer": "", "solution": r"\boxed{6}"}, "6"), ({"answer": None, "ground_truth": "7"}, "7")]
+ANSWERS += [({"reward_model": {"style": "rule", "ground_truth": "34"}}, "34")]
+ANSWERS += [({key: "So \\boxed{5}.\n#### Check\n2 + 3 = 5"}, "5") for key in ("solution", "answer")]
+
+
+@pytest.mark.parametrize("record, answer", ANSWERS)
 def test_answers_in_records(tmp_path, record, answer):
-    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", answer)]
+    for key in ("problem", "question", "prompt"):
+        assert whole(write(tmp_path / "a.jsonl", {key: "q"} | record)) == [Problem("q", answer)]
 
 
 def test_levels_in_records(tmp_path):

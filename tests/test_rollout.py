@@ -173,17 +173,12 @@ def test_top_p_draws_only_from_the_smallest_sufficient_set(sample):
     assert {one.response_ids[0] for one in group} == set(order[:size].tolist())
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"prompts": [[]]}, "prompt is empty"),
-        *(({name: 0}, "at least 1") for name in ("n", "max_new_tokens")),
-        ({"limits": [0]}, "at least 1"),
-        ({"limits": [3, 3]}, "expected one per prompt"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-    ],
-)
+BAD = [({name: 0}, "at least 1") for name in ("n", "max_new_tokens")] + [({"limits": [0]}, "at least 1")]
+BAD += [({"prompts": [[]]}, "prompt is empty"), ({"limits": [3, 3]}, "expected one per prompt")]
+BAD += [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p")]
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
 def test_bad_arguments_are_named(sample, arguments, message):
     with pytest.raises(ValueError, match=message):
         draw(sample, llama(), **{"prompts": [[5]]} | arguments)

@@ -29,9 +29,7 @@ def test_the_first_lines_name_what_is_used_and_warn_of_what_cannot_work():
     policy = loading.load("tiny", device="cpu", dtype="float32")
     source = listed_source("own.json", [Problem(f"{i}x", str(i)) for i in range(9)], None)
     told = terminal.first_lines(policy, source, source.heldout(9), "tiny").splitlines()
-    assert told[0].startswith("device cpu, ") and told[0].endswith(
-        "precision of sampling and updates float32 and float32"
-    )
+    assert told[0].startswith("device cpu, ") and told[0].endswith("sampling and updates float32 and float32")
     held = len(source.heldout(9))
     assert told[1] == f"own.json: 9 problems: {9 - held} to train, {held} held out; evaluated on {held} of these"
     assert f"a single one changes pass@1 by {1 / held:.2f}" in told[2] and "was never taught 'x'" in told[3]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, printed, run_script
 
 import masa
 from models import loading, tiny
@@ -49,7 +49,7 @@ def test_without_its_weights_every_command_says_how_to_make_them(tmp_path, monke
 def test_a_reworded_instruction_is_the_same_token_to_every_checkpoint(embedded, tmp_path, monkeypatch):
     """A run is resumed and evaluated with other words than it was started with."""
     run = tmp_path / "run"
-    assert run_script("train.py", *SMALL, "--steps", "1", "--out", str(run)).status == 0
+    printed("train.py", *SMALL, "--steps", "1", "--out", str(run))
     checkpoint = str(run / "checkpoints" / "step-1")
     before = embedded.encode(masa.meta_prompt("9+8-4", 96))
     reworded = ") and in which mood. Answer in JSON."
@@ -60,11 +60,9 @@ def test_a_reworded_instruction_is_the_same_token_to_every_checkpoint(embedded, 
         assert tiny.is_embedded(name)
         assert loading.load(name, device="cpu").encode(masa.meta_prompt("9+8-4", 96)) == before
     assert not any(map(tiny.is_embedded, ("owner/name", tmp_path, tmp_path / "missing")))
-    resumed = run_script("train.py", "--resume", "--steps", "2", "--out", str(run))
-    assert resumed.status == 0, resumed.stderr
+    printed("train.py", "--resume", "--steps", "2", "--out", str(run))
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["parsed_frac"] > 0.5
-    evaluated = run_script("eval.py", "--model", checkpoint, "--problems", "2", "--samples", "2")
-    assert evaluated.status == 0, evaluated.stderr
+    printed("eval.py", "--model", checkpoint, "--problems", "2", "--samples", "2")
 
 
 def test_another_number_of_tokens_is_an_error(embedded, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import printed
 
 import grpo
 from masa import MetaPrediction, expert_target, meta_prompt, parse_meta, render_meta
@@ -64,13 +64,10 @@ def test_the_embedded_policy_can_learn_to_write_one_with_the_tokens_that_it_has(
 
 
 def test_a_run_explains_and_reports_it(tmp_path):
-    told = run_script("train.py", "--explain")
-    assert told.status == 0, told.stderr
-    assert "how sure you are" in told.stdout and "confidence 0" in told.stdout
-    finished = run_script("train.py", *SMALL, "--out", str(tmp_path / "run"))
-    assert finished.status == 0, finished.stderr
+    told = printed("train.py", "--explain")
+    assert "how sure you are" in told and "confidence 0" in told
+    printed("train.py", *SMALL, "--out", str(tmp_path / "run"))
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["parsed_frac"] > 0 and row["reward_confidence"] == row["eval_reward_confidence"] == 0.0
-    reported = run_script("lab.report", str(tmp_path / "run"))
-    assert reported.status == 0, reported.stderr
+    printed("lab.report", str(tmp_path / "run"))
     assert any("confidence" in page.read_text() for page in tmp_path.rglob("*.html"))

@@ -4,7 +4,7 @@ import datetime
 import json
 import re
 
-from conftest import run_script
+from conftest import printed
 
 from problems.source import load_problems
 from problems.verify import answers_match
@@ -24,8 +24,7 @@ def test_the_verifier_reads_times():
 
 def test_training_finds_the_generator_by_name(tmp_path):
     small = "--data clock --steps 1 --problems 2 --samples 2 --eval-problems 2 --eval-samples 2".split()
-    finished = run_script("train.py", *small, "--out", str(tmp_path / "run"))
-    assert finished.status == 0, finished.stderr
+    printed("train.py", *small, "--out", str(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert rows and all("24-hour clock" in row["problem"] for row in rows)
-    assert "clock" in run_script("train.py", "--help").stdout
+    assert "clock" in printed("train.py", "--help")
