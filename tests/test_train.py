@@ -295,8 +295,9 @@ def test_each_solution_has_a_hint_of_its_own(monkeypatch):
 
 
 def test_a_prediction_that_reasons_is_asked_to_counted_shown_and_imitated(monkeypatch):
-    trainer = small_trainer(efficient_from=99, max_prompt_tokens=999)  # it is asked in characters
-    trainer.options.sampling.meta_reasoning = True
+    trainer = small_trainer(efficient_from=99)
+    sampling = trainer.options.sampling
+    sampling.meta_reasoning, sampling.max_prompt_tokens = True, 999  # it is asked in characters
     said = '<meta>7+5 needs a carry.</meta> {"pass_rate": 1, "solution_length": 9, "notions": ["7"]}'
     texts = itertools.cycle([said, "no"])
     monkeypatch.setattr(type(trainer.policy), "decode", lambda policy, ids: next(texts))
