@@ -298,6 +298,7 @@ def test_a_prediction_that_reasons_is_asked_to_counted_shown_and_imitated(monkey
     trainer = small_trainer(efficient_from=99)
     sampling = trainer.options.sampling
     sampling.meta_reasoning, sampling.max_prompt_tokens = True, 999  # it is asked in characters
+    monkeypatch.setattr(type(trainer.policy), "positions", 999)
     said = '<meta>7+5 needs a carry.</meta> {"pass_rate": 1, "solution_length": 9, "notions": ["7"]}'
     texts = itertools.cycle([said, "no"])
     monkeypatch.setattr(type(trainer.policy), "decode", lambda policy, ids: next(texts))
@@ -345,6 +346,7 @@ def test_experts_are_imitated_once_there_is_a_full_batch(monkeypatch):
 
 def test_the_learning_rates_warm_up_and_fade():
     published = small_trainer(expert_optimizer="shared", expert_lr=4e-4, steps=100)
+    published.experts = [("9+8-4", "a prediction")] * train.EXPERT_BATCH
     published.imitate([], 99)
     assert published.expert_optimizer is published.optimizer and published.optimizer.param_groups[0]["lr"] == 4e-4
     trainer = small_trainer(warmup_steps=4, lr=1e-3, lr_end=0.9, expert_lr=4e-4, steps=100)
