@@ -52,7 +52,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "variant": "read"}
     | {"gate_margin": 0.2, "efficient_from": 10, "explore": 0.05},
     "masa-paper": {"predictions": 8, "gate": "both", "gate_margin": 0.0, "gate_loss": 1.0, "explore": 0.0}
-    | {"efficient_from": 60, "hints": "draws", "lr_end": 1.0, "aggregation": "joint-mean", "meta_weight": 1.0}
+    | {"efficient_from": 60, "hints": "draws", "aggregation": "joint-mean", "meta_weight": 1.0}
     | {"experts": False, "expert_failures": False, "expert_optimizer": "shared"},
 }
 Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
