@@ -162,7 +162,8 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         points = predicted_and_actual([p for run in runs for row in run.evaluations[part] for p in row["problems"]])
         if points:
             predicted, actual, correct, drawn = zip(*points, strict=True)
-            places = Counter(zip(predicted, actual, strict=True))  # the area of a dot says how many problems it is
+            # The area of a dot says how many problems it stands for.
+            places = Counter((round(p, 2), round(a, 2)) for p, a in zip(predicted, actual, strict=True))
             sizes = [DOT * count for count in places.values()]
             x, y = zip(*places, strict=True)
             ax.scatter(x, y, s=sizes, color=colour, alpha=0.4, linewidths=0)
