@@ -175,7 +175,7 @@ def rate_curves(variants: Variants) -> Figure:
 
 def awareness_chart(name: str, variants: Variants) -> Markup:
     """Draw what is said, before and after training, and what is read against actual pass rates, all seeds together."""
-    charts = {}
+    charts: dict[str, NDArray] = {}
     for title, way, part in PANELS:
         rows = [row for run in variants[name] for row in run.evaluations[part]]
         points = predicted_and_actual(way, [problem for row in rows for problem in row["problems"]])
@@ -186,9 +186,8 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         ax.plot([0, 1], [0, 1], ":", color=LIGHT)
         places, times = np.unique(points[:2].round(2), axis=1, return_counts=True)
         for count in np.unique(times):  # dots of one size at once: the file then holds their shape once
-            ax.scatter(
-                *places[:, times == count], s=DOT * count, color=colour_of(name, variants), alpha=0.4, linewidths=0
-            )
+            x, y = places[:, times == count]
+            ax.scatter(x, y, s=DOT * count, color=colour_of(name, variants), alpha=0.4, linewidths=0)
         line = reliability(points[0], *points[2:].astype(int).tolist())
         ax.plot(*zip(*line, strict=True), ".-", color=colour_of(name, variants))
     return svg(figure, f"actual against predicted pass rates of {name}: {', '.join(charts)}")

@@ -81,6 +81,11 @@ def test_files_and_names_exist(page):
 
 
 @every_page
+def test_the_interpreter_is_spelt_in_one_way(page):
+    assert re.findall(r".*(?<!\.venv/bin/)\bpython (?:-m [a-z]+\.|\w+\.py).*", read(page)) == []
+
+
+@every_page
 def test_flags_exist(page):
     classes = [*Options.parts().values(), evaluation.TestOptions, ablate.AblateOptions]
     known = {option.flag for part in classes for option in declared(part)}
