@@ -177,9 +177,7 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
     whole = options.whole or (is_set and options.as_published)
-    if problems := found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole):
-        return problems
-    raise source.ProblemError(f"--data {name}: found no held-out problem; --whole takes all of a file")
+    return found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole)
 
 
 def main() -> None:
@@ -193,7 +191,7 @@ def main() -> None:
             sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
             policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
-                longest = max((len(policy.encode(masa.solution_prompt(p.text))) for p in problems), default=0)
+                longest = max(len(policy.encode(masa.solution_prompt(p.text))) for p in problems)
                 if options.as_published and "max_new_tokens" not in given:  # or what the model's context leaves
                     context = policy.model.config.get_text_config().max_position_embeddings
                     sampling.max_new_tokens = min(int(PUBLISHED["max_new_tokens"]), context - longest)

@@ -8,24 +8,23 @@ prediction with the statistics of the policy's *own* solutions to the same probl
     notion       the share of the predicted notions that appear in more correct than wrong solutions
 
 A notion appears in a text if it occurs there as a whole word or phrase, whatever its case, spacing and inflection: the
-notion "carry" appears in "carried" (`inflections`). Every function is pure. Run `python rewards.py` for an example.
+notion "carry" appears in "carried" (`problems/notions.py`). Every function is pure. An example: `python rewards.py`.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from statistics import fmean
 from typing import Annotated
 
 from masa import MetaPrediction
 from problems.kinds import same_answer
+from problems.notions import stands, whole_phrase
 from problems.verify import answers_match as answers_match  # offered here, too
 from problems.verify import extract_answer
 
 
 def solution_reward(response: str, truth: str, kind: str = "free") -> float:
-    """Return 1.0 if the boxed answer of `response` equals `truth` (as `same_answer` compares the kind), else 0.0."""
+    """Return 1.0 if `response` has a boxed answer that equals `truth`, else 0.0.  kind: of answer (`same_answer`)."""
     answer = extract_answer(response)
     return float(answer is not None and same_answer(answer, truth, kind))
 
@@ -55,57 +54,12 @@ def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Seq
     Each response counts once, however often it names a notion, and a notion predicted twice counts once. Notions that
     the problem statement names are struck out first; if none is left, the reward is 0.0.
     """
-    patterns = {pattern for notion in notions if (pattern := _whole_phrase(notion)) and not _stands(pattern, problem)}
+    patterns = {pattern for notion in notions if (pattern := whole_phrase(notion)) and not stands(pattern, problem)}
     useful = 0
     for pattern in patterns:
-        votes = [1 if right else -1 for text, right in zip(responses, correct, strict=True) if _stands(pattern, text)]
+        votes = [1 if right else -1 for text, right in zip(responses, correct, strict=True) if stands(pattern, text)]
         useful += sum(votes) > 0
     return useful / max(1, len(patterns))
-
-
-@lru_cache(maxsize=2**12)
-def _whole_phrase(notion: str) -> str:
-    """Return a pattern for the notion as whole words, in any form, with any white space between them; "" for none.
-
-    If the notion begins or ends with a letter or digit, no other may stand next to it there: "art" is not in "party",
-    but "+" is in "9+8".
-    """
-    words = notion.casefold().split()
-    if not words:
-        return ""
-    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
-    after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
-    return before + r"\s+".join("".join(map(_any_form, re.split(r"(\W+)", word))) for word in words) + after
-
-
-def _any_form(word: str) -> str:
-    """Return a pattern for the forms of a word, and for those of any word that it may itself be a form of."""
-    bases = {base for cut in (1, 2, 3, 4) for end in ("", "e", "y") if word in inflections(base := word[:-cut] + end)}
-    return f"(?:{'|'.join(map(re.escape, sorted(inflections(word).union(*map(inflections, bases)))))})"
-
-
-def inflections(word: str) -> set[str]:
-    """Return a word and its regular English forms: carry -> carry, carries, carried, carrying.
-
-    This is a rule of spelling, without a dictionary, where the paper compares lemmas. It has limits. Only words of 3 to
-    20 letters a to z have forms. Irregular forms (halves, matrices, found) and words that are derived (division) are
-    missed, and what is spelled like a form counts as one: "united" of "unit", "evening" of "even", "news" of "new".
-    """
-    if not re.fullmatch("[a-z]{3,20}", word):
-        return {word}
-    if re.search("[^aeiou]y$", word):
-        return {word, word[:-1] + "ies", word[:-1] + "ied", word + "ing"}
-    if re.search("[aeiou].*[^e]e$", word):
-        return {word, word + "s", word + "d", word[:-1] + "ing"}
-    plurals = {word + "s"} if not re.search("(s|x|z|ch|sh)$", word) else set()
-    plurals |= {word + "es"} if re.search("(s|x|z|ch|sh|o)$", word) else set()
-    stems = [word + word[-1]] if re.search("[aeiou][^aeiouwxy]$", word) else []  # flip, flipped
-    stems += [word] if not re.fullmatch("[^aeiou]*[aeiou][^aeiouwxy]", word) else []  # "hoped" is no form of "hop"
-    return {word, *plurals, *(stem + end for stem in stems for end in ("ed", "ing"))}
-
-
-def _stands(pattern: str, text: str) -> bool:
-    return re.search(pattern, text.casefold()) is not None
 
 
 @dataclass(frozen=True)

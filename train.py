@@ -132,7 +132,7 @@ class Trainer:
         self.expert_optimizer = self.optimizer if shared else torch.optim.AdamW(parameters, weight_decay=0.0)
         self.held_out = [p for p in source.heldout(options.evaluation.eval_problems) if self.fits(p)]
         if not self.held_out:
-            raise OptionError("--max-prompt-tokens: there is no held-out problem, or their prompts are all longer")
+            raise OptionError("--max-prompt-tokens: the prompts of all held-out problems are longer")
         self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
@@ -363,7 +363,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
 def resolve(given: Mapping[str, Any], path: Path) -> Options:
     """Return the options: those given, over those of the run in `path` if it is to be resumed.  Raises OptionError.
 
-    A run stays one experiment: other problems, another model, algorithm or seed are refused.
+    A run stays one experiment: other problems, another model, algorithm or seed are refused. Any other change is told.
     """
     config = run_folder.read_config(path) if given.get("resume") else {}
     if config:

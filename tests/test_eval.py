@@ -14,7 +14,7 @@ from engine.command_line import make
 from eval import bootstrap_interval, build_parser, held_out_problems, pass_at_k, summarize
 from masa import MetaPrediction
 from problems import benchmarks
-from problems.source import Problem, ProblemError
+from problems.source import Problem
 from rewards import AlignmentRewards
 from rollout import Attempt, Rollout
 
@@ -135,12 +135,6 @@ def test_a_file_gives_all_its_problems_or_the_number_asked_for(listed, flags, co
     assert len(problems) == count
     assert {problem.level for problem in problems} <= ({0, 2} if "levels" in flags else {0, 1, 2})
     assert "1 problems left out (blank answer)" in capsys.readouterr().out
-
-
-def test_a_file_without_a_held_out_problem_is_named(tmp_path):
-    (tmp_path / "one.jsonl").write_text('{"problem": "What is 1+1?", "answer": "2"}')
-    with pytest.raises(ProblemError, match=r"one\.jsonl: found no held-out problem; --whole"):
-        held_out_problems(str(tmp_path / "one.jsonl"), options())
 
 
 @pytest.mark.parametrize("name", ["words", "arithmetic:0.3"])

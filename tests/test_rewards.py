@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from masa import MetaPrediction
 from models import loading
+from problems.notions import inflections
 from problems.source import Problem
 from rewards import (
     AlignmentRewards,
     RewardOptions,
     alignment_rewards,
     difficulty_reward,
-    inflections,
     length_reward,
     mean_rewards,
     notion_reward,
