@@ -35,9 +35,10 @@ def mutations(answer: str) -> Iterator[str]:
             yield answer[: place.start()] + new + answer[place.end() :]
 
 
-def test_a_wrong_digit_sign_or_symbol_is_never_equal():
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])  # a fifth of the places, and all
+def test_a_wrong_digit_sign_or_symbol_is_never_equal(every):
     mutated = [(truth, mutation) for truth in TRUTHS for mutation in mutations(truth)]
-    paid = {pair for pair in mutated if answers_match(*pair)}
+    paid = {pair for pair in mutated[::every] if answers_match(*pair)}
     assert all(judge(f"${truth}$", truth)[0] for truth in TRUTHS)
     assert len(mutated) > 2500 and paid <= EQUAL_AFTER_ALL, paid - EQUAL_AFTER_ALL
 
