@@ -53,7 +53,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     | {"gate_margin": 0.2, "efficient_from": 10, "explore": 0.05},
     "masa-paper": {"predictions": 8, "gate": "both", "gate_margin": 0.0, "gate_loss": 1.0, "explore": 0.0}
     | {"efficient_from": 60, "hints": "draws", "aggregation": "joint-mean", "meta_weight": 1.0}
-    | {"experts": False, "expert_failures": False, "expert_optimizer": "shared"},
+    | {"experts": False, "expert_failures": False, "expert_optimizer": "shared", "eval_predictions": 8},
 }
 Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")

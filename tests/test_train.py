@@ -113,6 +113,7 @@ def test_masa_paper_is_as_published_and_single_flags_override(tmp_path):
     assert (config["predictions"], config["gate"], config["gate_margin"], config["cutoff"]) == (8, "both", 0.0, 2.0)
     assert not any((config["explore"], config["experts"], config["expert_failures"], config["meta_reasoning"]))
     assert (config["gate_loss"], config["aggregation"], config["meta_weight"]) == (1.0, "joint-mean", 1.0)
+    assert config["hints"] == "draws" and config["expert_optimizer"] == "shared" and config["eval_predictions"] == 8
     assert rows[-1]["clip_frac"] is not None and rows[-1]["rollouts"] > 0
     assert all(row["gate_precision"] is row["gate_recall"] is None for row in rows)  # nothing explores
     options = Options.of({"algo": "masa-paper", "explore": 0.5, "hints": "off", "experts": True})
