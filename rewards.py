@@ -7,13 +7,14 @@ prediction with the statistics of the policy's *own* solutions to the same probl
     difficulty   0.01 ^ |predicted pass rate - actual pass rate|
     notion       the share of the predicted notions that appear in more correct than wrong solutions
 
-A notion appears in a text if it occurs there as a whole word or phrase, whatever its case and spacing. Every function
-is pure. Run `python rewards.py` for a worked example.
+A notion appears in a text if it occurs there as a whole word or phrase, whatever its case, spacing and inflection: the
+notion "carry" appears in "carried" (`inflections`). Every function is pure. Run `python rewards.py` for an example.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from statistics import fmean
 from typing import Annotated
 
@@ -62,18 +63,45 @@ def notion_reward(notions: Sequence[str], responses: Sequence[str], correct: Seq
     return useful / len(patterns)
 
 
+@lru_cache(maxsize=2**12)
 def _whole_phrase(notion: str) -> str:
-    """Return a pattern for the notion as whole words with any white space between them; "" for an empty notion.
+    """Return a pattern for the notion as whole words, in any form, with any white space between them; "" for none.
 
-    If the notion begins or ends with a letter or digit, no other may stand next to it there: "carry" is not in
-    "carrying", but "+" is in "9+8".
+    If the notion begins or ends with a letter or digit, no other may stand next to it there: "art" is not in "party",
+    but "+" is in "9+8".
     """
     words = notion.casefold().split()
     if not words:
         return ""
     before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
     after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
-    return before + r"\s+".join(map(re.escape, words)) + after
+    return before + r"\s+".join("".join(map(_any_form, re.split(r"(\W+)", word))) for word in words) + after
+
+
+def _any_form(word: str) -> str:
+    """Return a pattern for the forms of a word, and for those of any word that it may itself be a form of."""
+    bases = {base for cut in (1, 2, 3, 4) for end in ("", "e", "y") if word in inflections(base := word[:-cut] + end)}
+    return f"(?:{'|'.join(map(re.escape, sorted(inflections(word).union(*map(inflections, bases)))))})"
+
+
+def inflections(word: str) -> set[str]:
+    """Return a word and its regular English forms: carry -> carry, carries, carried, carrying.
+
+    This is a rule of spelling, without a dictionary, where the paper compares lemmas. It has limits. Only words of 3 to
+    20 letters a to z have forms. Irregular forms (halves, matrices, found) and words that are derived (division) are
+    missed, and what is spelled like a form counts as one: "united" of "unit", "evening" of "even", "news" of "new".
+    """
+    if not re.fullmatch("[a-z]{3,20}", word):
+        return {word}
+    if re.search("[^aeiou]y$", word):
+        return {word, word[:-1] + "ies", word[:-1] + "ied", word + "ing"}
+    if re.search("[aeiou].*[^e]e$", word):
+        return {word, word + "s", word + "d", word[:-1] + "ing"}
+    plurals = {word + "s"} if not re.search("(s|x|z|ch|sh)$", word) else set()
+    plurals |= {word + "es"} if re.search("(s|x|z|ch|sh|o)$", word) else set()
+    stems = [word + word[-1]] if re.search("[aeiou][^aeiouwxy]$", word) else []  # flip, flipped
+    stems += [word] if not re.fullmatch("[^aeiou]*[aeiou][^aeiouwxy]", word) else []  # "hoped" is no form of "hop"
+    return {word, *plurals, *(stem + end for stem in stems for end in ("ed", "ing"))}
 
 
 def _stands(pattern: str, text: str) -> bool:
@@ -101,6 +129,9 @@ class RewardOptions:
     """What predictions are rewarded for."""
 
     meta_rewards: Annotated[str, "alignment rewards whose mean trains predictions"] = ",".join(COMPONENTS)
+    difficulty_base: Annotated[
+        float, "the difficulty reward of a pass rate that is entirely wrong", {"above": 0, "most": 1}
+    ] = 0.01
 
     def __post_init__(self) -> None:
         """Split the names into `components`.  Raises ValueError for an unknown one."""
@@ -124,13 +155,14 @@ def alignment_rewards(
     responses: Sequence[str],
     correct: Sequence[bool],
     problem: str,
+    difficulty_base: float = 0.01,
 ) -> AlignmentRewards:
     """Score one prediction against the solutions of its problem; one that did not parse (None) earns 0 everywhere."""
     if prediction is None:
         return AlignmentRewards()
     return AlignmentRewards(
         length_reward(prediction.solution_length, correct_lengths),
-        difficulty_reward(prediction.pass_rate, pass_rate),
+        difficulty_reward(prediction.pass_rate, pass_rate, difficulty_base),
         notion_reward(prediction.notions, responses, correct, problem),
     )
 

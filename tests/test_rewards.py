@@ -1,5 +1,7 @@
 """Rewards, against values worked out by hand."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ from rewards import (
     RewardOptions,
     alignment_rewards,
     difficulty_reward,
+    inflections,
     length_reward,
     mean_rewards,
     notion_reward,
@@ -74,12 +77,13 @@ CORRECT = [True, True, False, False]
 @pytest.mark.parametrize(
     "notions, reward",
     [
-        (["carry"], 1.0),  # in 2 right and 0 wrong ones: "carrying" is another word
+        (["carry"], 1.0),  # in 2 right and 1 wrong one, as "carrying"
         (["borrow"], 0.0),  # in 1 right and 1 wrong one: not more
         (["carry", "borrow"], 0.5),
         (["carry", "borrow", "zeta"], 1 / 3),  # a notion that no response uses still counts as predicted
         (["Carry", "carry"], 1.0),  # the same notion
         (["carry", "chain"], 1.0),  # "chain" is in the problem and is struck out
+        (["carry", "sum"], 1.0),  # as "sums"
         (["chain"], 0.0),  # no notion is left
         ([], 0.0),
         (["", "  "], 0.0),
@@ -101,6 +105,58 @@ def test_notions_count_once_per_rollout_and_need_a_correct_one():
     assert notion_reward(["carry"], RESPONSES, [False] * 4, "") == 0.0
 
 
+# A notion or its word forms, and what they are found in. This table was made before the rule.
+FORMS = """carry carries carried carrying/borrow borrows borrowed/flip flips flipped flipping/add adds added
+adding/ratio ratios/ring rings/log logs logged logging/divide divides divided dividing/sum sums summed summing/square
+squares squared squaring/box boxes/class classes/multiply multiplies multiplying/zero zeros zeroes/prime primes/rate
+rates rated rating/rat rats/travel travelled traveled/mix mixed mixing/play played/pass passes passed/use used
+using/mean means"""
+OTHERS = """art party artist/log logic blog/sin sing sine since/ring string spring/car care cared caring/rat rate rated
+ratio/plan plane planed/hop hoped/one on/the thing/mod mode modes/add address adder/factor factorial/pi pin pies/use
+us/fee feed/she shed/sum summary assume/ten tenth often/prime primary/number numb/unit unite/part party parties"""
+MISSED = "half halves/matrix matrices/find found/divide division/agree agreed/tie tying"  # as `inflections` says
+MISTAKEN = "unit united/even evening/new news"
+
+
+def stands(notion: str, text: str) -> bool:
+    return notion_reward([notion], [text], [True], "") == 1.0
+
+
+@pytest.mark.parametrize("words", f"{FORMS}/{MISTAKEN}".replace("\n", " ").split("/"))
+def test_a_notion_stands_in_its_inflected_forms_and_they_in_it(words):
+    first, *forms = words.split()
+    for form in forms:
+        assert stands(first, f"We {form.upper()}, then") and stands(form, first) and stands(f"to {form}", f"to {first}")
+        assert notion_reward([first], [first], [True], problem=f"x {form}") == 0.0  # struck out
+
+
+@pytest.mark.parametrize("words", f"{OTHERS}/{MISSED}".replace("\n", " ").split("/"))
+def test_a_notion_does_not_stand_in_other_words(words):
+    first, *others = words.split()
+    assert not any(stands(first, other) or stands(other, first) for other in others)
+
+
+def test_phrases_and_other_scripts():
+    assert stands("prime number", "two PRIME\n numbers") and stands("cross-multiply", "cross-multiplying")
+    assert stands("进位", "用 进位") and not stands("进位", "需要进位")  # words must be separated, as before
+    assert stands("théorème", "le théorème") and not stands("thé", "le théorème")
+    assert not stands("a" * 30, "a" * 30 + "s") and stands("a" * 9999, "a" * 9999)
+
+
+@given(st.from_regex("[a-z]{1,12}", fullmatch=True))
+def test_every_form_of_a_word_finds_it(word):
+    assert word in inflections(word)
+    assert all(stands(word, form) and stands(form, word) for form in inflections(word))
+
+
+@given(st.text(st.characters(exclude_categories=["Zs", "Cc"]), min_size=1, max_size=9), st.text(max_size=20))
+def test_what_is_not_an_english_word_is_found_as_it_is(word, text):
+    """Whatever the script: the words of a-z are changed into digits here."""
+    notion, text = (re.sub("[a-z]", "7", some.casefold()) for some in (word, f"{text} {word} {text}"))
+    plain = [r"(?<!\w)" * bool(re.match(r"\w", notion)), re.escape(notion), r"(?!\w)" * bool(re.search(r"\w$", notion))]
+    assert stands(notion, text) == bool(notion.split() and re.search("".join(plain), text))
+
+
 @given(st.lists(st.text(max_size=8), max_size=4), st.lists(st.tuples(st.text(max_size=30), st.booleans()), max_size=4))
 def test_notion_reward_is_a_share(notions, rollouts):
     responses, correct = [text for text, _ in rollouts], [right for _, right in rollouts]
@@ -113,6 +169,8 @@ def test_the_meta_reward_is_the_mean_of_the_chosen_components():
     assert rewards == AlignmentRewards(1.0, pytest.approx(0.01**0.25), 0.5)
     assert rewards.mean() == pytest.approx((1 + 0.31623 + 0.5) / 3, abs=1e-5)
     assert rewards.mean(("length", "notion")) == 0.75
+    milder = alignment_rewards(prediction, [20, 30], 0.75, RESPONSES, CORRECT, "A chain of sums", difficulty_base=0.25)
+    assert milder.difficulty == pytest.approx(0.25**0.25)
     assert rewards.mean(()) == 0.0
     assert mean_rewards([rewards, AlignmentRewards()])["reward_notion"] == 0.25
     assert mean_rewards([]) == {"reward_length": None, "reward_difficulty": None, "reward_notion": None}
