@@ -126,9 +126,10 @@ class _Batch:
                 end = self.width + self.steps
                 parts.append(Part(self.rows, alive, end - int(self.position[alive].max()), end))
         if admitted := self._admit(number.tolist()):
-            prompt_row = {i: row for row, i in enumerate(dict.fromkeys(k // self.n for k in admitted))}
-            logits, computed = prefill(self.model, [self.prompts[i] for i in prompt_row])
-            prompt_rows = torch.tensor([prompt_row[k // self.n] for k in admitted], device=number.device)
+            wanted = [tuple(self.prompts[k // self.n]) for k in admitted]
+            row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(wanted))}  # equal prompts run once
+            logits, computed = prefill(self.model, list(row_of))
+            prompt_rows = torch.tensor([row_of[prompt] for prompt in wanted], device=number.device)
             new = torch.tensor(admitted, device=number.device)
             token, logprob = draw_token(logits[prompt_rows], self.uniforms[new, 0], self.temperature, self.top_p)
             self.tokens[new, 0], self.logprobs[new, 0], self.lengths[new] = token, logprob, 1
