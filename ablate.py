@@ -31,12 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masa-no-difficulty": {"algo": "masa", "meta_rewards": "length,notion"},
     "masa-no-notion": {"algo": "masa", "meta_rewards": "length,difficulty"},
     "masa-efficient": {"algo": "masa-efficient"},
+    "masa-paper": {"algo": "masa-paper"},
     "efficient-no-gate": {"algo": "masa-efficient", "gate": "off"},
     "efficient-gate-easy": {"algo": "masa-efficient", "gate": "both", "gate_loss": 1.0},  # skips what is all right, too
     "efficient-no-cutoff": {"algo": "masa-efficient", "cutoff": 0.0},
     "efficient-no-experts": {"algo": "masa-efficient", "experts": False},
     "efficient-no-failures": {"algo": "masa-efficient", "expert_failures": False},
-    "efficient-hints": {"algo": "masa-efficient", "hints": True},
+    "efficient-hints": {"algo": "masa-efficient", "hints": "votes"},
     "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
     "efficient-refill": {"algo": "masa-efficient", "variant": "refill"},
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # never acts on predictions

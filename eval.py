@@ -106,7 +106,7 @@ def attempt_all(
         if sampling.predictions:
             predict(policy, batch, sampling, stream)
         for attempt in batch if hints else ():
-            attempt.hint = masa.hint_notions(attempt.predictions)
+            attempt.hints = [masa.hint_notions(attempt.predictions)]
         solve(policy, batch, sampling, stream)
         align(batch)
     return attempts

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Aggregation = Literal["token-mean", "sequence-mean", "dr-grpo"]
+Aggregation = Literal["token-mean", "sequence-mean", "dr-grpo", "joint-mean"]
 CLIP_LOW = 0.2  # the ratio is clipped below 1 - 0.2 (the paper's value)
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm (the paper's value)
 WEIGHT_DECAY = 0.1  # of AdamW in the GRPO update (the paper's value)
@@ -52,9 +52,10 @@ class Sample:
     """A rollout to learn from: token lists and numbers, no tensors until the update needs them.
 
     advantage: one number for all of its tokens.  kind: "solution" or "meta" (a prediction).  group: the number of its
-    group; the samples of one group share a prompt.  sampled_logprobs: log-probs as the sampler saw them, only to
-    measure how far the trainer's differ.  weight: what each of its tokens counts in the loss (`set_weights`).  kept:
-    log-probs (T,) from before the update, "old" for several minibatches, "reference" for a KL penalty.
+    group, whose samples share a prompt unless they have different hints.  sampled_logprobs: log-probs as the sampler
+    saw them, only to measure how far the trainer's differ.  weight: what each of its tokens counts in the loss
+    (`set_weights`).  kept: log-probs (T,) from before the update, "old" for several minibatches, "reference" for a KL
+    penalty.
     """
 
     prompt_ids: list[int]
@@ -121,7 +122,8 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
     """Set the weight of every sample so that the sum of weight x loss over tokens is the mean that --aggregation names.
 
     token-mean: 1 / all tokens of its kind (DAPO).  sequence-mean: 1 / (its own length x samples of its kind) (GRPO as
-    first published).  dr-grpo: 1 / (longest allowed length x samples of its kind).  max_lengths: kind -> tokens.
+    first published).  dr-grpo: 1 / (longest allowed length x samples of its kind).  joint-mean: 1 / (its own length x
+    all samples), so that solutions and predictions share one mean (equation 1).  max_lengths: kind -> tokens.
     """
     count = Counter(sample.kind for sample in samples)
     tokens: Counter[str] = Counter()
@@ -132,6 +134,7 @@ def set_weights(samples: Sequence[Sample], options: UpdateOptions, max_lengths: 
             "token-mean": tokens[sample.kind],
             "sequence-mean": count[sample.kind] * len(sample.response_ids),
             "dr-grpo": count[sample.kind] * max_lengths.get(sample.kind, 1),
+            "joint-mean": len(samples) * len(sample.response_ids),
         }[options.aggregation]
         sample.weight = (options.meta_weight if sample.kind == "meta" else 1.0) / denominator
 

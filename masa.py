@@ -9,7 +9,7 @@ holds everything that is said and decided about such predictions:
     predictive gating      should_skip                             section 3.3
     early cutoff           length_limit                            section 3.3
     expert predictions     expert_target                           section 3.3
-    hints                  hint_notions                            version 2 of the paper
+    hints                  hint_notions, draw_hints                version 2 of the paper
 
 `rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure: it needs
 no model, no file and no clock. Run `python masa.py` for a worked example.
@@ -19,14 +19,16 @@ Left out: the paper's own prompts (ours are short and in our own words) and its 
 
 import json
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, median, pstdev
 from typing import Annotated, Literal
 
 GateSide = Literal["off", "hopeless", "both"]
+Hints = Literal["off", "votes", "draws"]
 # An option is declared with its type, its help and, in braces, its limits and its default for real models ("real").
 SHARE, REAL_BOTH = {"least": 0, "most": 1}, {"real": "both"}
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes "5"
@@ -43,9 +45,17 @@ META_INSTRUCTION = (
     f"{PASS_RATE_SCALE} attempts will be right (pass_rate, an integer from 0 to {PASS_RATE_SCALE}), how many tokens a "
     "right solution will take (solution_length, an integer up to "
 )
-META_INSTRUCTION_END = (
-    ") and which concepts it will use that the problem does not name (notions). Answer with nothing but one JSON "
-    'object like this, with your own values: {"pass_rate": 4, "solution_length": 60, "notions": ["ratio", "average"]}'
+META_NOTIONS = ") and which concepts it will use that the problem does not name (notions). "
+META_FORM = (
+    "one JSON object like this, with your own values: "
+    '{"pass_rate": 4, "solution_length": 60, "notions": ["ratio", "average"]}'
+)
+META_INSTRUCTION_END = f"{META_NOTIONS}Answer with nothing but {META_FORM}"
+# With --meta-reasoning, a prediction begins with a thought, as in the paper.
+THOUGHT_START, THOUGHT_END = "<meta>", "</meta>"
+META_REASONING_END = (
+    f"{META_NOTIONS}First think step by step, between {THOUGHT_START} and {THOUGHT_END}, about what the problem asks "
+    f"for and where attempts may fail. Then, after {THOUGHT_END}, write {META_FORM}"
 )
 
 
@@ -59,7 +69,9 @@ class GateOptions:
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
-    hints: Annotated[bool, "tell the solver which notions were predicted"] = False
+    hints: Annotated[
+        Hints, "tell the solver notions: those named most often, or for each solution those of one prediction drawn"
+    ] = "off"
 
 
 @dataclass
@@ -70,6 +82,9 @@ class ImitationOptions:
     expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 3e-4
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
     expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2
+    expert_optimizer: Annotated[
+        Literal["own", "shared"], "AdamW of its own, or the update's with a learning rate that does not fall"
+    ] = "own"
 
 
 @dataclass(frozen=True)
@@ -79,11 +94,13 @@ class MetaPrediction:
     pass_rate: predicted share of correct attempts, a fraction in [0, 1].
     solution_length: predicted length of a correct solution, in tokens, end token included.
     notions: predicted concepts, as the model wrote them.
+    thought: what it wrote before, up to </meta>; predictions that differ only in this count as equal.
     """
 
     pass_rate: float
     solution_length: int
     notions: tuple[str, ...]
+    thought: str = field(default="", compare=False, kw_only=True)
 
 
 # ---- prompts, reading and writing
@@ -95,37 +112,58 @@ def solution_prompt(problem: str, hint: Sequence[str] = ()) -> str:
     return problem + hinted + SOLVE_INSTRUCTION
 
 
-def meta_prompt(problem: str, max_length: int) -> str:
-    """Return the user message that asks for a prediction; `max_length` is the longest allowed *response*, in tokens."""
-    return f"{problem}{META_INSTRUCTION}{max_length}{META_INSTRUCTION_END}"
+def meta_prompt(problem: str, max_length: int, reasoning: bool = False) -> str:
+    """Return the user message that asks for a prediction and, with `reasoning`, for a thought before it.
+
+    max_length: the longest allowed *response*, in tokens.
+    """
+    return f"{problem}{META_INSTRUCTION}{max_length}{META_REASONING_END if reasoning else META_INSTRUCTION_END}"
 
 
 def render_meta(prediction: MetaPrediction) -> str:
-    """Write a prediction as the JSON that `parse_meta` reads, its pass rate rounded to the nearest eighth."""
-    written = asdict(prediction) | {"pass_rate": round(prediction.pass_rate * PASS_RATE_SCALE)}
-    # A lone surrogate, which a model can smuggle in as the escape \ud800, would crash a tokenizer.
-    text = json.dumps(written, ensure_ascii=False)
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    """Write a prediction as `parse_meta` reads it: its thought, and JSON with the pass rate as a count."""
+    written = asdict(prediction) | {"pass_rate": pass_rate_count(prediction.pass_rate)}
+    thought = written.pop("thought")
+    # Written as escapes: a lone surrogate, which a model can smuggle in as \ud800, would crash a tokenizer, and a mark
+    # of a thought would hide the object from `parse_meta`.
+    special = f"[\ud800-\udfff]|<(?=/?{THOUGHT_START[1:]})"
+    text = re.sub(special, lambda match: f"\\u{ord(match[0]):04x}", json.dumps(written, ensure_ascii=False))
+    return f"{thought}\n{text}" if thought else text
+
+
+def pass_rate_count(pass_rate: float) -> int:
+    """Return a pass rate as a count out of 8, rounded inward: 8 stands only for all right, 0 only for none.
+
+    To the nearest, 15 right of 16 would be written as 8, and predictions would learn to call such a problem certain.
+    """
+    if pass_rate in (0, 1):
+        return round(pass_rate * PASS_RATE_SCALE)
+    return min(max(round(pass_rate * PASS_RATE_SCALE), 1), PASS_RATE_SCALE - 1)
 
 
 def parse_meta(text: str) -> MetaPrediction | None:
     """Read the last whole JSON object with all three keys out of a model's answer; return None if there is none.
 
     Key order, spacing, code fences and prose around the object do not matter. A wrong type (true is not a number), a
-    number out of range or NaN makes the whole prediction None. Nothing is raised.
+    number out of range or NaN makes the whole prediction None. What stands before the last </meta> is a thought, where
+    objects do not count; so a thought that does not end makes it None, too. Nothing is raised.
     """
-    keys = MetaPrediction.__dataclass_fields__.keys()
-    answers = [found for found in _json_objects(text[-MAX_META_CHARACTERS:]) if found.keys() >= keys]
+    answer = text.rpartition(THOUGHT_END)[2]
+    if THOUGHT_START in answer:
+        return None
+    keys = ("pass_rate", "solution_length", "notions")
+    answers = [found for found in _json_objects(answer[-MAX_META_CHARACTERS:]) if found.keys() >= set(keys)]
     if not answers:
         return None
-    count, length, notions = (answers[-1][key] for key in ("pass_rate", "solution_length", "notions"))
+    count, length, notions = (answers[-1][key] for key in keys)
     if type(count) is not int or not 0 <= count <= PASS_RATE_SCALE:
         return None
     if type(length) is not int or not 1 <= length <= MAX_SOLUTION_LENGTH:
         return None
     if type(notions) is not list or not all(type(notion) is str for notion in notions):
         return None
-    return MetaPrediction(count / PASS_RATE_SCALE, length, tuple(notions))
+    thought = text[: len(text) - len(answer)]
+    return MetaPrediction(count / PASS_RATE_SCALE, length, tuple(notions), thought=thought)
 
 
 def _json_objects(text: str) -> Iterator[dict]:
@@ -164,7 +202,8 @@ def should_skip(
 
     True if the predicted pass rates agree (population standard deviation below `std_threshold`) and their mean is
     within `margin` of 0 or, with `easy`, of 1: a group that is all correct or all wrong has no advantages and teaches
-    nothing. The paper publishes no margin: there, the mean is exactly 0 or 1. False if fewer than half parsed.
+    nothing. In version 2 of the paper the mean is exactly 0 or 1 (margin 0): then all rates are equal, and the bound on
+    the standard deviation demands nothing more. False if fewer than half parsed.
     """
     rates = [prediction.pass_rate for prediction in _parsed(predictions)]
     if not rates or pstdev(rates) >= std_threshold:
@@ -194,7 +233,8 @@ def expert_target(
     """Return what should have been predicted: the best notions with the *true* length and pass rate, or None.
 
     The notions are those of the prediction with the highest notion reward, if that is at least `least_notion_reward`
-    (0.2 in the released code); the length is the median of the correct rollouts' lengths, in tokens.
+    (0.2 in the released code); the length is the median of the correct rollouts' lengths, in tokens. Its thought is
+    kept as it is, even where it argues for other figures.
 
     In the paper, a problem without a correct rollout has no expert, so only successes are imitated and the policy
     learns to expect success. With `failures`, the expert of such a problem is its first prediction that parsed, with
@@ -220,6 +260,15 @@ def hint_notions(predictions: Sequence[MetaPrediction | None], count: int = 3) -
     for prediction in _parsed(predictions):
         votes.update(dict.fromkeys(prediction.notions, 1))  # each prediction votes once for a notion
     return tuple(notion for notion, _ in votes.most_common(count))
+
+
+def draw_hints(predictions: Sequence[MetaPrediction | None], count: int, rng: random.Random) -> list[tuple[str, ...]]:
+    """Return a hint for each of `count` solutions: the notions of one prediction, drawn at random (version 2).
+
+    The paper also tells the predicted length. There are no hints if fewer than half of the predictions parsed.
+    """
+    parsed = _parsed(predictions)
+    return [rng.choice(parsed).notions if parsed else () for _ in range(count)]
 
 
 def main() -> None:

@@ -42,9 +42,14 @@ class SamplingOptions:
     ] = 128
     max_new_tokens: Annotated[int, "longest solution, in tokens", {"least": 1, "real": 1024}] = 96
     max_meta_tokens: Annotated[int, "longest prediction, in tokens", {"least": 1, "real": 128}] = 24
+    meta_reasoning: Annotated[bool, "predictions reason first; in masa-paper, those of real models do"] = False
     temperature: Annotated[float, "sampling temperature; 0 is greedy", {"least": 0}] = 1.0
     max_cache_tokens: Annotated[int, "rows x length in the sampler's cache", {"least": 1, "real": 2**17}] = 2**20
     top_p: float = 1.0  # not an option of train.py: an update uses the log-probs of the whole distribution
+
+    def ask(self, problem: str) -> str:
+        """Return the user message that asks for a prediction about a problem."""
+        return masa.meta_prompt(problem, self.max_new_tokens, self.meta_reasoning)
 
 
 @dataclass
@@ -199,15 +204,17 @@ class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
     explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
-    limit: longest solution.  hint: notions for its solution prompt.  timeouts: answers that the verifier gave up on.
+    limit: longest solution.  hints: notions for its solution prompts, one hint for all solutions or one for each.
+    meta_responses, responses: texts of predictions and solutions.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem
     explores: bool = False
     skipped: bool = False
     limit: int | None = None
-    hint: tuple[str, ...] = ()
+    hints: list[tuple[str, ...]] = field(default_factory=lambda: [()])
     meta_rollouts: list[Rollout] = field(default_factory=list)
+    meta_responses: list[str] = field(default_factory=list)
     predictions: list[MetaPrediction | None] = field(default_factory=list)
     solutions: list[Rollout] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
@@ -235,23 +242,25 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
     """Draw M predictions for each problem and parse them (section 3.2); `stream` is a random generator."""
 
     def draw(some: Sequence[Attempt]) -> list[list[Rollout]]:
-        prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in some]
+        prompts = [policy.encode(sampling.ask(attempt.problem.text)) for attempt in some]
         return policy.sample(prompts, sampling.predictions, sampling.max_meta_tokens, sampling, stream)
 
     # spread: with several processes each draws for its share of the problems, and all get all results
     for attempt, rollouts in zip(attempts, policy.spread(draw, attempts), strict=True):
         attempt.meta_rollouts = rollouts
-        attempt.predictions = [masa.parse_meta(policy.decode(rollout.response_ids)) for rollout in rollouts]
+        attempt.meta_responses = [policy.decode(rollout.response_ids) for rollout in rollouts]
+        attempt.predictions = [masa.parse_meta(text) for text in attempt.meta_responses]
 
 
 def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, stream: torch.Generator) -> None:
     """Draw G solutions to each problem, each within the problem's limit, and verify them."""
 
     def draw(some: Sequence[Attempt]) -> list[tuple]:
-        prompts = [policy.encode(masa.solution_prompt(a.problem.text, a.hint)) for a in some]
-        limits = [attempt.limit or sampling.max_new_tokens for attempt in some]
-        groups = policy.sample(prompts, sampling.samples, sampling.max_new_tokens, sampling, stream, limits)
-        return [verify(attempt.problem, group) for attempt, group in zip(some, groups, strict=True)]
+        prompts = [policy.encode(masa.solution_prompt(a.problem.text, hint)) for a in some for hint in a.hints]
+        limits = [attempt.limit or sampling.max_new_tokens for attempt in some for _ in attempt.hints]
+        each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)  # solutions to a prompt
+        groups = iter(policy.sample(prompts, each, sampling.max_new_tokens, sampling, stream, limits))
+        return [verify(a.problem, [rollout for _ in a.hints for rollout in next(groups)]) for a in some]
 
     def verify(problem: Problem, group: list[Rollout]) -> tuple:
         texts, before = [policy.decode(rollout.response_ids) for rollout in group], timeouts()
@@ -262,10 +271,10 @@ def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, s
         attempt.solutions, attempt.responses, attempt.correct, attempt.timeouts = solved
 
 
-def align(attempts: Sequence[Attempt]) -> None:
+def align(attempts: Sequence[Attempt], difficulty_base: float = 0.01) -> None:
     """Score every prediction against the solutions of its problem (section 3.2)."""
     for a in attempts:
-        happened = a.correct_lengths, a.pass_rate, a.responses, a.correct, a.problem.text
+        happened = a.correct_lengths, a.pass_rate, a.responses, a.correct, a.problem.text, difficulty_base
         a.alignments = [alignment_rewards(prediction, *happened) for prediction in a.predictions]
 
 

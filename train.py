@@ -41,15 +41,24 @@ from grpo import Sample, UpdateOptions
 from masa import GateOptions, ImitationOptions
 from models.loading import ModelOptions, PolicyError, pick_device
 from models.policy import Policy
+from models.tiny import is_embedded
 from problems.source import DataOptions, Problem, ProblemError, Source, load_problems
 from rewards import RewardOptions
 from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
 # What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
+# MASA-paper is version 2 of the paper, without what we added: margin and trust of the gate, a gate of one side only,
+# exploring, failures as experts, and for predictions a weight and a mean of their own. Predictions of real models
+# reason first. --experts imitates as version 1 does: in one optimizer, at a constant rate. Where the paper is silent,
+# it does as the others do: limits follow the median prediction, and nothing is decided if fewer than half can be read.
+# As nothing explores, the gate is judged on held-out problems (lab.awareness), by as many predictions as it acts on.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
     "masa-efficient": {},
+    "masa-paper": {"predictions": 8, "gate": "both", "gate_margin": 0.0, "gate_loss": 1.0, "explore": 0.0}
+    | {"hints": "draws", "aggregation": "joint-mean", "meta_weight": 1.0}
+    | {"experts": False, "expert_failures": False, "expert_optimizer": "shared", "eval_predictions": 8},
 }
 WINDOW = 128  # the gate is judged on the explored ones of this many problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
@@ -60,7 +69,9 @@ EXPECTED = OptionError, RunError, OutOfMemory, torch.OutOfMemoryError, PolicyErr
 class RunOptions:
     """The run."""
 
-    algo: Annotated[Literal["grpo", "masa", "masa-efficient"], "preset of the options below"] = "masa-efficient"
+    algo: Annotated[Literal["grpo", "masa", "masa-efficient", "masa-paper"], "preset of the options below"] = (
+        "masa-efficient"
+    )
     variant: Annotated[Literal["", "dapo", "oracle-gate", "refill"], "see variants/; empty for none"] = ""
     problems: Annotated[int, "problems in a batch (P)", {"least": 1}] = 16
     steps: Annotated[int, "steps of training", {"least": 1, "real": 200}] = 160
@@ -89,14 +100,18 @@ class Options(Parts):
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Options":
         """Make options from those that are given, over the presets of algorithm and model.  Raises OptionError."""
-        o = cls.from_values(ALGORITHMS.get(given.get("algo", RunOptions.algo), {}) | dict(given))
+        algo, embedded = given.get("algo", RunOptions.algo), is_embedded(given.get("model", ModelOptions.model))
+        reasoning = {"meta_reasoning": algo == "masa-paper" and not embedded}
+        o = cls.from_values(reasoning | ALGORITHMS.get(algo, {}) | dict(given))
+        if o.sampling.meta_reasoning and embedded:
+            raise OptionError("--meta-reasoning: the embedded policy can only write bare predictions; name a --model")
+        if o.sampling.meta_reasoning and "max_meta_tokens" not in given:
+            o.sampling.max_meta_tokens = o.sampling.max_new_tokens
         if o.sampling.samples < 2:
-            raise OptionError(
-                "--samples: found 1, expected at least 2: a solution is compared with others to its problem"
-            )
+            raise OptionError("--samples: found 1, expected at least 2: solutions are compared with each other")
         if o.sampling.temperature == 0:
             raise OptionError("--temperature: found 0, expected above 0: greedy solutions are all the same")
-        needs = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints}
+        needs = {"gate": o.gate.gate != "off", "cutoff": o.gate.cutoff > 0, "hints": o.gate.hints != "off"}
         needing = [name for name, is_on in (needs | {"experts": o.imitation.experts}).items() if is_on]
         if needing and o.sampling.predictions == 0:
             raise OptionError(f"--predictions 0 leaves --{', --'.join(needing)} nothing to go by; see --algo grpo")
@@ -110,10 +125,11 @@ class Trainer:
         """Start with nothing drawn.  reference: the frozen policy of the KL penalty.  Raises OptionError."""
         self.options, self.policy, self.source = options, policy, source
         self.reference = reference.model.requires_grad_(False) if reference else None
-        # Two optimizers: supervised gradients are far larger than those of GRPO and would drown them in shared moments.
+        # Supervised gradients are far larger than those of GRPO and would drown them in moments that they share.
         parameters = list(policy.model.parameters())
         self.optimizer = torch.optim.AdamW(parameters, weight_decay=grpo.WEIGHT_DECAY)
-        self.expert_optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+        shared = options.imitation.expert_optimizer == "shared"
+        self.expert_optimizer = self.optimizer if shared else torch.optim.AdamW(parameters, weight_decay=0.0)
         held_out = source.heldout(options.evaluation.eval_problems)
         self.held_out = [problem for problem in held_out if self.fits(problem)]
         if not self.held_out:
@@ -146,7 +162,7 @@ class Trainer:
                 break
         solved = [attempt for attempt in attempts if attempt.solutions]
         # 5. Align: how well did the predictions fit what happened?
-        align(solved)
+        align(solved, o.rewards.difficulty_base)
         # 6. Advantages, within each group of solutions and each group of predictions.
         samples = self.samples(solved)
         # 7. Update the policy.
@@ -181,13 +197,16 @@ class Trainer:
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
         """Set what is skipped, the limits and the hints, from the predictions (section 3.3)."""
+        rng = random.Random(f"{self.options.run.seed}/{self.drawn}/hints")
         for attempt in attempts:
             if not attempt.explores:
                 attempt.skipped = self.options.gate.gate != "off" and self.would_skip(attempt)
                 attempt.limit = self.limit(attempt) if self.options.gate.cutoff else None
-            if self.options.gate.hints:
-                hint = masa.hint_notions(attempt.predictions)
-                attempt.hint = hint if self.fits(attempt.problem, hint) else ()
+            if self.options.gate.hints != "off":
+                hints = masa.draw_hints(attempt.predictions, self.options.sampling.samples, rng)
+                if self.options.gate.hints == "votes":
+                    hints = [masa.hint_notions(attempt.predictions)]
+                attempt.hints = [hint if self.fits(attempt.problem, hint) else () for hint in hints]
 
     def would_skip(self, attempt: Attempt) -> bool:
         margin, easy = self.options.gate.gate_margin, self.options.gate.gate == "both"
@@ -215,7 +234,7 @@ class Trainer:
         """Check that the prompts of a problem are short enough: the solution's, and the prediction's if any is made."""
         messages = [masa.solution_prompt(problem.text, hint)]
         if self.options.sampling.predictions:
-            messages.append(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
+            messages.append(self.options.sampling.ask(problem.text))
         return max(len(self.policy.encode(m)) for m in messages) <= self.options.sampling.max_prompt_tokens
 
     # ---- 6. to 8.: what is learned
@@ -250,13 +269,14 @@ class Trainer:
         """Collect expert predictions and imitate each full batch of them; return the loss of the last one, if any."""
         o, loss = self.options, None
         # Adam's steps do not shrink with the gradient: at a constant rate, imitation would keep disturbing the weights.
-        lr = o.imitation.expert_lr * max(0.0, 1 - step / o.run.steps)
+        fading = max(0.0, 1 - step / o.run.steps) if o.imitation.expert_optimizer == "own" else 1.0
+        lr = o.imitation.expert_lr * fading
         for group in self.expert_optimizer.param_groups:
             group["lr"] = lr
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
-            messages = ((masa.meta_prompt(problem, o.sampling.max_new_tokens), answer) for problem, answer in batch)
+            messages = ((o.sampling.ask(problem), answer) for problem, answer in batch)
             samples = [Sample(self.policy.encode(m), self.policy.encode_response(answer)) for m, answer in messages]
             with self.policy.autocast():
                 model, over_batches = self.policy.model, self.policy.over_batches
@@ -285,7 +305,8 @@ class Trainer:
             lengths = [len(rollout.response_ids) for rollout in a.solutions]
             beyond = [right for length, right in zip(lengths, a.correct, strict=True) if length > self.limit(a)]
             self.explored.append((step, self.would_skip(a), a.zero_variance, len(beyond), sum(beyond)))
-        return step_figures(attempts, self.explored)
+        judged = self.explored if self.options.gate.explore or not self.acts(step) else ()  # else it would be outdated
+        return step_figures(attempts, judged)
 
     def evaluate(self) -> tuple[dict[str, Any], list[Attempt]]:
         """Return figures and attempts on the held-out problems, neither skipped nor cut, always by the same draws."""
@@ -379,9 +400,8 @@ def main() -> None:
             kind = importlib.import_module("variants").load(options.run.variant) if options.run.variant else Trainer
             print(f"{options.run.algo} on {options.model.model}, problems: {options.data.data}, into {path}")
             rows = train(options, path, kind)
-            print(
-                f"\n{run_folder.summary(rows)}\n\ntrained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}"
-            )
+            print(f"\n{run_folder.summary(rows)}\n")
+            print(f"trained policy: {path / 'checkpoints' / f'step-{options.run.steps}'}")
     except Stopped as stop:
         print(f"\n{stop}; to continue: python train.py --resume --out {path}")
         sys.exit(128 + stop.number)

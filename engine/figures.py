@@ -2,7 +2,7 @@
 
 The cost in floating-point operations is the usual estimate, which does not depend on the machine: 2 N for a token that
 is drawn and 6 N for one that is trained on (forward 2 N, backward twice that), where N is the number of parameters.
-Each prompt counts once per group. The part of attention that grows with the square of the length, the optimizer,
+Equal prompts of a group count once. The part of attention that grows with the square of the length, the optimizer,
 evaluations and the probes of the oracle gate are left out. Run `python -m engine.figures` for an example.
 """
 
@@ -56,7 +56,8 @@ def cost_of_rollouts(attempts: Sequence[Attempt], parameters: int) -> Counter[st
     predictions = [a.meta_rollouts for a in attempts if a.meta_rollouts]
     useless = [a.solutions for a in attempts if a.solutions and a.zero_variance]
     tokens_solution, tokens_meta = sum(map(generated_tokens, solutions)), sum(map(generated_tokens, predictions))
-    tokens_prompt = sum(len(group[0].prompt_ids) for group in solutions + predictions)
+    prompts = [prompt for group in solutions + predictions for prompt in {tuple(r.prompt_ids) for r in group}]
+    tokens_prompt = sum(map(len, prompts))
     return Counter(
         problems_seen=len(attempts),
         rollouts=sum(map(len, solutions + predictions)),
@@ -91,8 +92,9 @@ def transcript(attempt: Attempt, step: int) -> dict[str, Any]:
         "gated": attempt.skipped,
         "exploring": attempt.explores,
         "limit": attempt.limit,
-        "hint": attempt.hint,
+        "hints": attempt.hints,
         "predictions": [prediction and dataclasses.asdict(prediction) for prediction in attempt.predictions],
+        "unparsed": [t for t, p in zip(attempt.meta_responses, attempt.predictions, strict=True) if p is None],
         "rewards": [dataclasses.asdict(rewards) for rewards in attempt.alignments],
         "pass_rate": attempt.pass_rate if attempt.correct else None,
         "correct": [int(right) for right in attempt.correct],

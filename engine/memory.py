@@ -90,7 +90,7 @@ def needs(shape: Shape, options: Options, world: int = 1) -> dict[str, float]:
         activations = graphs * options["token_budget"] * activation_bytes(shape) * shape.layers + 2 * shape.parameters
     parts = {
         "weights": 4 * each,
-        "optimizer": 8 * each * (2 if options["experts"] else 1),  # imitation has an optimizer of its own
+        "optimizer": 8 * each * (2 if options["experts"] and options["expert_optimizer"] == "own" else 1),
         "reference": 4 * each if options["kl_coef"] > 0 else 0.0,
         "copy to sample from": 2.0 * shape.parameters,  # never split
         "cache": 2.0 * options["max_cache_tokens"] * shape.layers * 2 * shape.keys,

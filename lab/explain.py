@@ -68,6 +68,7 @@ class Story:
         self.samples = samples
         self.keep("before")
         figures = self.real_update(samples, step)
+        self.lr = self.trainer.optimizer.param_groups[0]["lr"]  # now: imitation may share the optimizer
         self.keep("after")
         return figures
 
@@ -96,9 +97,9 @@ class Story:
         o, trainer = self.options, self.trainer
         text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").strip()
         return text.format(
-            **{"o": o, "trainer": trainer, "masa": masa, "grpo": grpo},
+            **{"o": o, "lr": self.lr, "masa": masa, "grpo": grpo},
             figures={name: "none" if value is None else f"{value:.4g}" for name, value in self.figures.items()},
-            prompt=masa.meta_prompt("(the problem)", o.sampling.max_new_tokens),
+            prompt=o.sampling.ask("(the problem)"),
             rewards="\n".join(line[1:] for line in (rewards.__doc__ or "").split("\n") if line.startswith("    ")),
             waiting=f"{len(trainer.experts)}; imitation starts at {train.EXPERT_BATCH}",
             run=train.Options.of({"algo": o.run.algo, "model": o.model.model}),
@@ -106,9 +107,8 @@ class Story:
 
     def predict(self, attempt: Attempt) -> Iterator[str]:
         yield attempt.problem.text
-        for j, (rollout, said) in enumerate(zip(attempt.meta_rollouts, attempt.predictions, strict=True), 1):
-            raw = f"cannot be read, earns nothing: {self.policy.decode(rollout.response_ids)}"
-            yield f"{j}: {masa.render_meta(said) if said else raw}"
+        for j, (text, said) in enumerate(zip(attempt.meta_responses, attempt.predictions, strict=True), 1):
+            yield f"{j}: {masa.render_meta(said) if said else f'cannot be read, earns nothing: {text}'}"
 
     def gate(self, attempt: Attempt) -> Iterator[str]:
         limit = attempt.limit or self.options.sampling.max_new_tokens
@@ -127,11 +127,12 @@ class Story:
         rows = zip(attempt.solutions, attempt.responses, attempt.correct, strict=True)
         for j, (rollout, text, right) in enumerate(islice(rows, SHOWN_SOLUTIONS), 1):
             length = f"{len(rollout.response_ids)} tokens{'' if rollout.finish_reason == 'stop' else ', cut off'}"
-            yield f"{j}: {'correct' if right else 'wrong'}, {length}: {text}"
+            hint = f", hint {', '.join(attempt.hints[j - 1]) or 'none'}" if len(attempt.hints) > 1 else ""
+            yield f"{j}: {'correct' if right else 'wrong'}, {length}{hint}: {text}"
         yield f"{sum(attempt.correct)} of {len(attempt.correct)} correct, the answer is {attempt.problem.answer}"
 
     def align(self, attempt: Attempt) -> Iterator[str]:
-        chosen, base = self.options.rewards.components, rewards.difficulty_reward(1, 0)  # base ^ 1
+        chosen, base = self.options.rewards.components, self.options.rewards.difficulty_base
         lengths, share = sorted(attempt.correct_lengths), f"{sum(attempt.correct)}/{len(attempt.correct)}"
         yield f"pass rate {share} = {attempt.pass_rate:.3f}, correct lengths {lengths or 'none'}"
         for j, (said, earned) in enumerate(zip(attempt.predictions, attempt.alignments, strict=True), 1):

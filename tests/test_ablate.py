@@ -23,8 +23,8 @@ def test_each_variant_is_a_set_of_options(name):
 
 def test_a_variant_can_be_changed_by_name():
     assert ablate.variant_options("grpo+lr=2e-4") == {"algo": "grpo", "lr": 2e-4}
-    changed = ablate.variant_options("masa-efficient+gate-margin=0.2+experts=false+hints=true+gate=both")
-    expected = {"gate_margin": 0.2, "experts": False, "hints": True, "gate": "both"}
+    changed = ablate.variant_options("masa-efficient+gate-margin=0.2+experts=false+hints=votes+gate=both")
+    expected = {"gate_margin": 0.2, "experts": False, "hints": "votes", "gate": "both"}
     assert changed == {"algo": "masa-efficient"} | expected
     assert ablate.variant_options("grpo+kl_coef=0.1") == {"algo": "grpo", "kl_coef": 0.1}  # as config.json spells it
     for wrong, message in (("ppo", "'ppo'"), ("grpo+learning=1", "'learning'")):

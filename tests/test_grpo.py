@@ -21,7 +21,10 @@ both_seams = pytest.mark.parametrize("over_batches", SEAMS.values(), ids=SEAMS)
 
 
 def ragged_samples(count: int = 12) -> list[Sample]:
-    """Return ragged samples of both kinds, three to a prompt, some of a single token and some without advantage."""
+    """Return ragged samples of both kinds, some of a single token and some without advantage.
+
+    Three share a prompt, and a group has several prompts, as it has when each solution gets a hint of its own.
+    """
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, 37, length).tolist() for length in (1, 9, 4, 6)]
     lengths = [1, 12, 5, 3, 7, 7, 2, 10, 4, 11, 6, 8]
@@ -31,7 +34,7 @@ def ragged_samples(count: int = 12) -> list[Sample]:
             response_ids=rng.integers(1, 37, lengths[k % 12]).tolist(),
             advantage=[1.3, -0.7, 0.0, 0.4, -0.2][k % 5],
             kind="meta" if k % 4 == 3 else "solution",
-            group=k % 4,
+            group=k % 3,
         )
         for k in range(count)
     ]
@@ -143,6 +146,7 @@ def test_the_kl_penalty_is_k3():
         ("token-mean", [1 / 6, 1 / 6, 0.5 / 5]),
         ("sequence-mean", [1 / (2 * 2), 1 / (2 * 4), 0.5 / 5]),
         ("dr-grpo", [1 / (2 * 12), 1 / (2 * 12), 0.5 / 6]),
+        ("joint-mean", [1 / (3 * 2), 1 / (3 * 4), 0.5 / (3 * 5)]),
     ],
 )
 def test_weights_worked_out_by_hand(aggregation, expected):

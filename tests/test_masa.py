@@ -1,6 +1,7 @@
 """Predictions: reading and writing them (properties, by hypothesis), and decisions worked out by hand."""
 
 import json
+import random
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ predictions = st.builds(
 )
 
 
-@given(predictions)
+@given(predictions | st.just(MetaPrediction(0.5, 9, ("<meta>", "a</meta>", "\\<meta>"))))
 def test_a_rendered_prediction_parses_to_itself(prediction):
     assert parse_meta(render_meta(prediction)) == prediction
     assert parse_meta(f"I think {{so}}:\n```json\n{render_meta(prediction)}\n``` {{\n") == prediction
@@ -38,9 +39,35 @@ def test_key_order_and_spacing_do_not_matter(order, indent, separators):
     assert parse_meta(json.dumps({key: GOOD[key] for key in order}, indent=indent, separators=separators)) == PARSED
 
 
-def test_a_pass_rate_is_rounded_to_the_nearest_eighth():
+@given(predictions, st.text(), st.text(), st.text())
+def test_a_thought_is_kept_and_is_not_the_answer(prediction, before, thought, after):
+    written = f"{before}<meta>{thought} {json.dumps(GOOD)}</meta>"
+    answer = f"{written}{after}{render_meta(prediction)}"
+    assert (read := parse_meta(answer)) == prediction and read.thought == written
+    assert render_meta(read).startswith(f"{written}\n{{") and parse_meta(render_meta(read)).thought == written
+    assert parse_meta(written) is parse_meta(f"{written} {answer[:-1]}") is None
+
+
+def test_a_thought_that_does_not_end_is_no_prediction():
+    good = json.dumps(GOOD)
+    for text in (
+        f"<meta>{good}",
+        f"<meta> so {good} </meta> or <meta> {good}",
+        f"<meta>{'x' * 30_000}{good}",
+        "</meta>",
+    ):
+        assert parse_meta(text) is None
+    assert parse_meta(f"{good} or {good}</meta>") is None
+    assert parse_meta(good).thought == "" and parse_meta(f"no start </meta>{good}").thought == "no start </meta>"
+    assert parse_meta(f"<meta>{'x' * 30_000}</meta>```json\n{good}\n```") == PARSED
+
+
+def test_a_pass_rate_is_rounded_inward_to_an_eighth():
     assert parse_meta(render_meta(MetaPrediction(0.30, 5, ()))) == MetaPrediction(0.25, 5, ())
     assert parse_meta(render_meta(MetaPrediction(0.32, 5, ()))) == MetaPrediction(0.375, 5, ())
+    assert parse_meta(render_meta(MetaPrediction(15 / 16, 5, ()))) == MetaPrediction(7 / 8, 5, ())
+    assert parse_meta(render_meta(MetaPrediction(1 / 16, 5, ()))) == MetaPrediction(1 / 8, 5, ())
+    assert [masa.pass_rate_count(k / 1000) for k in (0, 1, 999, 1000)] == [0, 1, 7, 8]
 
 
 BAD = {
@@ -100,6 +127,10 @@ def rates(*values):
         ((0.0, 0.2), {"std_threshold": 0.1}, False),  # 0.1 is not below 0.1
         ((0.0, 0.0), {"easy": False}, True),
         ((1.0, 1.0), {"easy": False}, False),  # predicted all right, which only `easy` skips
+        ((0.0,) * 8, {"margin": 0.0}, True),  # as published
+        ((1.0,) * 8, {"margin": 0.0}, True),
+        ((1.0,) * 7 + (0.875,), {"margin": 0.0}, False),
+        ((0.0,) * 7 + (0.125,), {"margin": 0.0, "std_threshold": 9.0}, False),
     ],
 )
 def test_gate_decisions_worked_out_by_hand(given_rates, options, skipped):
@@ -139,6 +170,9 @@ def test_an_expert_has_the_best_notions_and_the_true_figures():
     assert expert_target(group, [0.2, 0.0, 0.1, 0.0], [20], 0.5).notions == ("a",)  # 0.2 is enough
     assert expert_target(group, [0.3, 0.0, 0.5, 0.5], [], 0.0) is None  # no correct rollout, so no true length
     assert expert_target([], [], [20], 0.5) is None
+    thinking = parse_meta(f"<meta>hm</meta> {json.dumps(GOOD)}")
+    target = render_meta(expert_target([thinking], [1.0], [20], 15 / 16))
+    assert target == '<meta>hm</meta>\n{"pass_rate": 7, "solution_length": 20, "notions": ["carry"]}'
 
 
 def test_failures_have_an_expert_only_if_asked_for():
@@ -155,8 +189,19 @@ def test_hints_are_the_notions_named_most_often():
     assert hint_notions([None, None, group[0]]) == ()
 
 
+def test_a_hint_for_each_solution_is_drawn_from_the_predictions():
+    group = [MetaPrediction(0, 1, notions) for notions in (("a", "b"), ("c",))] + [None]
+    hints = masa.draw_hints(group, 2000, random.Random(0))
+    assert set(hints) == {("a", "b"), ("c",)} and 900 < hints.count(("c",)) < 1100
+    assert hints == masa.draw_hints(group, 2000, random.Random(0)) and len(hints) == 2000
+    assert masa.draw_hints([None, None, group[0]], 3, random.Random(0)) == [()] * 3
+
+
 def test_prompts_name_everything_that_the_answer_needs():
     assert "1 + 1 = ?" in masa.solution_prompt("1 + 1 = ?") and "\\boxed{" in masa.solution_prompt("1 + 1 = ?")
     assert "carry, borrow" in masa.solution_prompt("x", ["carry", "borrow"])
     prompt = masa.meta_prompt("1 + 1 = ?", 777)
-    assert all(part in prompt for part in ("1 + 1 = ?", "777", "pass_rate", "solution_length", "notions", "0 to 8"))
+    reasoning = masa.meta_prompt("1 + 1 = ?", 777, reasoning=True)
+    for part in ("1 + 1 = ?", "777", "pass_rate", "solution_length", "notions", "0 to 8"):
+        assert part in prompt and part in reasoning
+    assert "<meta>" not in prompt and "between <meta> and </meta>" in reasoning and "nothing but" not in reasoning

@@ -239,3 +239,23 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
     assert trained.encode("1 + 1 = ?") == original.encode("1 + 1 = ?") and trained.eos_ids == original.eos_ids
     pairs = zip(trained.model.parameters(), original.model.parameters(), strict=True)
     assert not any(torch.equal(after, before) for after, before in pairs), "every weight has moved"
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_smollm2_takes_two_steps_of_masa_paper_and_reasons(tmp_path, monkeypatch):
+    """Whatever the model writes is taken for a thought: it is kept, imitated, and its notions go into the prompts."""
+    parse, counts = masa.parse_meta, itertools.count()
+    form = '</meta> {{"pass_rate": {}, "solution_length": 40, "notions": ["step {}"]}}'
+    monkeypatch.setattr(
+        masa, "parse_meta", lambda text: parse(f"<meta>{text}" + form.format(next(counts) % 9, len(text)))
+    )
+    monkeypatch.setattr("rollout.solution_reward", lambda text, truth, kind: float(len(text) % 2))
+    monkeypatch.setattr(train, "EXPERT_BATCH", 1)
+    changes = {"algo": "masa-paper", "predictions": 8, "levels": "1", "experts": True, "expert_notion": 0.0}
+    rows = train.train(smollm2_options("words", **changes), tmp_path / "run")
+    assert [row["loss"] is not None and row["skipped_updates"] == 0 for row in rows[1:]] == [True, True]
+    assert rows[2]["experts_cloned"] > 0 and 0 < rows[2]["tokens_meta"] <= 2 * 2 * 8 * 32
+    shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert all(said["thought"].startswith("<meta>") for row in shown for said in row["predictions"])
+    assert all(len(row["hints"]) == 4 and row["limit"] == 64 for row in shown if row["step"] == 2 and not row["gated"])

@@ -22,7 +22,7 @@ def hostile_problem() -> dict:
     predictions = [{"pass_rate": 0.75, "solution_length": 9, "notions": [HOSTILE]}, None]
     problem = {"problem": HOSTILE, "answer": HOSTILE, "level": 2, "predictions": predictions, "tokens_meta": 3}
     problem |= {"rewards": [dict.fromkeys(REWARDS, 0.0)] * 2, "correct": [1, 0, 0, 0], "lengths": [9, 8, 7, 6]}
-    return problem | {"right_solution": HOSTILE, "wrong_solution": HOSTILE}
+    return problem | {"unparsed": [HOSTILE], "right_solution": HOSTILE, "wrong_solution": HOSTILE}
 
 
 class Tags(HTMLParser):
@@ -82,7 +82,13 @@ def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
     parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
     parts += ["reliability", "the gate after training", "Where the tokens went", "in predictions", "Transcripts"]
-    parts += ["off by 0.50", "1 of 4 correct", "correct solutions have 9 to 9 tokens", "(did not parse)", "75% correct"]
+    parts += [
+        "off by 0.50",
+        "1 of 4 correct",
+        "correct solutions have 9 to 9 tokens",
+        "(did not parse) </pre>",
+        "75% correct",
+    ]
     assert [part for part in parts if part not in text] == []
 
 

@@ -1,5 +1,6 @@
 """Training: the real script as a user runs it, one step seen from inside, and what can be wrong with the input."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -14,7 +15,7 @@ import grpo
 import masa
 import train
 from engine.command_line import OptionError
-from engine.figures import cost_of_rollouts, cost_of_training
+from engine.figures import cost_of_rollouts, cost_of_training, transcript
 from engine.run_folder import RunFolder
 from masa import ImitationOptions, MetaPrediction
 from models import loading
@@ -67,9 +68,10 @@ def test_the_same_seed_gives_the_same_metrics(finished_run, tmp_path):
     assert without_time(metrics(tmp_path / "other")) != without_time(metrics(finished_run))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", ["", "--algo masa-paper --experts --minibatches 2"])
+def test_a_resumed_run_equals_an_uninterrupted_one(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "EXPERT_BATCH", 2)  # some experts are imitated, and one may wait for the next step
-    options = Options.of(vars(train.build_parser().parse_args([*SMALL, "--save-every", "2"])))
+    options = Options.of(vars(train.build_parser().parse_args([*SMALL, "--save-every", "2", *flags.split()])))
     train.train(options, tmp_path)
     whole = metrics(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step-3")  # as if killed before it was written ...
@@ -102,10 +104,36 @@ def test_each_algorithm_is_a_flag(algo, tmp_path):
     assert rows[-1]["eval_reward_difficulty"] is not None
 
 
+def test_masa_paper_is_as_published_and_single_flags_override(tmp_path):
+    run("--algo", "masa-paper", "--minibatches", "2", *SMALL, out=tmp_path)
+    rows = metrics(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["predictions"], config["gate"], config["gate_margin"], config["cutoff"]) == (8, "both", 0.0, 2.0)
+    assert not any((config["explore"], config["experts"], config["expert_failures"], config["meta_reasoning"]))
+    assert (config["gate_loss"], config["aggregation"], config["meta_weight"]) == (1.0, "joint-mean", 1.0)
+    assert config["hints"] == "draws" and config["expert_optimizer"] == "shared" and config["eval_predictions"] == 8
+    assert rows[-1]["clip_frac"] is not None and rows[-1]["rollouts"] > 0
+    assert all(row["gate_precision"] is row["gate_recall"] is None for row in rows)  # nothing explores
+    options = Options.of({"algo": "masa-paper", "explore": 0.5, "hints": "off", "experts": True})
+    assert (options.gate.explore, options.gate.hints, options.imitation.experts) == (0.5, "off", True)
+
+
+def test_predictions_of_real_models_reason_in_masa_paper_and_have_room_for_it():
+    def limits(**given) -> tuple[bool, int]:
+        sampling = Options.of({"model": "somewhere", "max_new_tokens": 700} | given).sampling
+        return sampling.meta_reasoning, sampling.max_meta_tokens
+
+    assert limits(algo="masa-paper") == limits(meta_reasoning=True) == (True, 700)
+    assert limits(algo="masa-paper", max_meta_tokens=90) == (True, 90)
+    assert limits(algo="masa-paper", meta_reasoning=False) == limits(algo="masa") == (False, 128)
+    with pytest.raises(OptionError, match="--meta-reasoning: the embedded policy"):
+        Options.of({"meta_reasoning": True})
+
+
 def test_all_kinds_of_options_work_together(tmp_path):
-    flags = """--hints --variant refill --kl-coef 0.01 --minibatches 2 --aggregation dr-grpo --no-normalize-std
+    flags = """--hints votes --variant refill --kl-coef 0.01 --minibatches 2 --aggregation dr-grpo --no-normalize-std
     --meta-rewards difficulty,notion --meta-weight 0.3 --gradient-checkpointing --levels 1,2 --explore 0.5 --gate both
-    --cutoff 1.5 --expert-notion 0 --transcripts 1 --keep 1 --data arithmetic:0.3"""
+    --cutoff 1.5 --expert-notion 0 --expert-optimizer shared --difficulty-base 0.1 --keep 1 --data arithmetic:0.3"""
     run(*SMALL, *flags.split(), out=tmp_path)
     assert metrics(tmp_path)[-1]["kl"] is not None
 
@@ -241,11 +269,50 @@ def test_the_gate_skips_what_it_is_set_to(rate, gate, skipped, monkeypatch):
 
 
 def test_hints_are_the_predicted_notions_in_the_solution_prompt(monkeypatch):
-    trainer = small_trainer(hints=True, gate="off")
+    trainer = small_trainer(hints="votes", gate="off")
     predict_always(monkeypatch, 0.5, 40, ("flip", "carry"))
     _, attempts = trainer.step(1)
     prompts = {trainer.policy.decode(rollout.prompt_ids) for a in attempts for rollout in a.solutions}
     assert len(prompts) >= 3 and all("These notions may help: flip, carry" in prompt for prompt in prompts)
+
+
+def test_each_solution_has_a_hint_of_its_own(monkeypatch):
+    trainer = small_trainer(hints="draws", gate="off", samples=24, normalize_std=False, cutoff=0.0)
+    notions = itertools.cycle((("flip",), ("carry", "ok"), ("zero",) * 60, ()))  # 60 notions make the prompt too long
+    monkeypatch.setattr(masa, "parse_meta", lambda text: MetaPrediction(0.5, 40, next(notions)))
+    _, attempts = trainer.step(1)
+    for attempt in attempts:
+        assert set(attempt.hints) == {("flip",), ("carry", "ok"), ()} and len(attempt.hints) == 24
+        for hint, solution in zip(attempt.hints, attempt.solutions, strict=True):
+            assert trainer.policy.encode(masa.solution_prompt(attempt.problem.text, hint)) == solution.prompt_ids
+    group = trainer.samples(attempts)[:24]  # one group, whatever the prompts
+    assert {sample.group for sample in group} == {0} and len({tuple(sample.prompt_ids) for sample in group}) == 3
+    assert [s.advantage for s in group] == pytest.approx(
+        [right - attempts[0].pass_rate for right in attempts[0].correct]
+    )
+    assert small_trainer(hints="draws", seed=1).step(1)[1][0].hints != attempts[0].hints
+
+
+def test_a_prediction_that_reasons_is_asked_to_counted_shown_and_imitated(monkeypatch):
+    trainer = small_trainer(
+        efficient_from=99, expert_failures=False, max_prompt_tokens=999
+    )  # it is asked in characters
+    trainer.options.sampling.meta_reasoning = True
+    texts = itertools.cycle(
+        ['<meta>7+5 needs a carry.</meta> {"pass_rate": 1, "solution_length": 9, "notions": ["7"]}', "no"]
+    )
+    monkeypatch.setattr(type(trainer.policy), "decode", lambda policy, ids: next(texts))
+    monkeypatch.setattr("rollout.solution_reward", lambda *_: 1.0)
+    monkeypatch.setattr(
+        masa, "expert_target", lambda predictions, *_: dataclasses.replace(predictions[0], pass_rate=1.0)
+    )
+    _, attempts = trainer.step(1)
+    asked = trainer.policy.encode(masa.meta_prompt(attempts[0].problem.text, 96, reasoning=True))
+    assert all(rollout.prompt_ids == asked for rollout in attempts[0].meta_rollouts)
+    shown = transcript(attempts[0], 1)
+    assert shown["predictions"][0]["thought"] == "<meta>7+5 needs a carry.</meta>" and shown["unparsed"] == ["no", "no"]
+    expert = '<meta>7+5 needs a carry.</meta>\n{"pass_rate": 8, "solution_length": 9, "notions": ["7"]}'
+    assert [answer for _, answer in trainer.experts] == [expert] * 4
 
 
 def test_only_the_chosen_alignment_rewards_count():
@@ -280,6 +347,9 @@ def test_experts_are_imitated_once_there_is_a_full_batch(monkeypatch):
 
 
 def test_the_learning_rates_warm_up_and_fade():
+    published = small_trainer(expert_optimizer="shared", expert_lr=4e-4, steps=100)
+    published.imitate([], 99)
+    assert published.expert_optimizer is published.optimizer and published.optimizer.param_groups[0]["lr"] == 4e-4
     trainer = small_trainer(warmup_steps=4, lr=1e-3, expert_lr=4e-4, steps=100)
     rates = {}
     for step in (0, 1, 2, 4, 25, 100, 150):
@@ -309,9 +379,10 @@ def test_costs_worked_out_by_hand():
         solved(Problem("p", "a"), True, False, length=10, meta_rollouts=[Rollout([7] * 5, [5] * 2, [0.0] * 2, "stop")]),
         solved(Problem("q", "a"), False, False, length=6),
     ]
+    attempts[0].solutions[0].prompt_ids = [5, 8, 8]  # it has a hint
     costs = cost_of_rollouts(attempts, parameters=100)
-    # 1 + 20, 1 + 12 and 5 + 2 tokens, at 2 x 100 operations each
-    assert costs["rollouts"] == 5 and costs["flops"] == 200 * 41
+    # 3 + 1 + 20, 1 + 12 and 5 + 2 tokens, at 2 x 100 operations each
+    assert costs["rollouts"] == 5 and costs["flops"] == 200 * 44
     assert (costs["tokens_solution"], costs["tokens_meta"], costs["tokens_zero_variance"]) == (32, 2, 12)
     trained = cost_of_training([grpo.Sample([1] * 3, [2] * 4), grpo.Sample([1], [2])], 100, passes=3)
     assert trained == {"tokens_trained": 9, "flops": 600 * 9}
@@ -350,7 +421,7 @@ def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
         ("--shard", "--shard"),
         ("--algo grpo --gate both", "--predictions 0 leaves --gate nothing"),
         ("--algo grpo --cutoff 2", "--predictions 0 leaves --cutoff nothing"),
-        ("--algo grpo --hints", "--predictions 0 leaves --hints nothing"),
+        ("--algo grpo --hints draws", "--predictions 0 leaves --hints nothing"),
         ("--algo grpo --experts", "--predictions 0 leaves --experts nothing"),
     ],
 )
