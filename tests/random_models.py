@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[str, dict]] = {
     "granite": ("sampler", {"logits_scaling": 8.0}),
     "gemma2": ("sampler", HEADS | WINDOW),
     "nanochat": ("sampler", {}),
-    "gpt_neo": ("sampler", {"window_size": 6, "attention_types": [[["global", "local"], 1]]}),
+    "gpt_neo": ("sampler", {"window_size": 40, "attention_types": [[["global", "local"], 1]]}),
     "rwkv": ("sampler", {"attention_hidden_size": 32}),
     "bert": ("sampler", {"is_decoder": True}),
     "openai-gpt": ("RuntimeError", {}),

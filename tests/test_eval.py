@@ -93,7 +93,7 @@ def test_the_command_writes_what_it_prints(tmp_path):
 
 def test_an_evaluation_without_predictions_and_greedy_solutions(tmp_path):
     small = "--problems 3 --samples 2 --predictions 0 --no-greedy --out".split()
-    finished = run_script("eval.py", *small, "--out", str(tmp_path))
+    finished = run_script("eval.py", *small, str(tmp_path))
     (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert "greedy" not in result and result["parsed_frac"] is None and result["reward_length"] is None
     assert finished.status == 0 and "greedy" not in finished.stdout
