@@ -4,6 +4,7 @@ Enter this room to train another model, or to see what the embedded policy was t
 
 policy.py       the class Policy: it turns messages into token ids, draws responses and sets the precision of each pass
 loading.py      load any causal language model with its tokenizer as a policy
+checks.py       try a loaded model: it is sampled and trained exactly, or refused
 tiny.py         the embedded policy: its demonstrations, tokenizer and training; the weights are in tiny_policy/
 warm_start.py   let a weak real model imitate its own correct solutions before RL begins
 """

@@ -24,12 +24,10 @@ def check_files(policy: Policy, loading_info: dict[str, Any]) -> None:
 
     loading_info: what transformers says about the weights; it knows which may be missing (tied ones) or unexpected.
     """
-    tokenizer = policy.tokenizer
-    faults = {
-        fault: sorted(map(str, loading_info[f"{fault}_keys"])) for fault in ("missing", "unexpected", "mismatched")
-    }
+    tokenizer, kinds = policy.tokenizer, ("missing", "unexpected", "mismatched")
+    faults = {kind: sorted(map(str, loading_info[f"{kind}_keys"])) for kind in kinds}
     faults["not finite"] = [name for name, weights in policy.model.named_parameters() if not weights.sum().isfinite()]
-    if lists := [f"{len(names)} {fault} ({', '.join(names[:3])} ...)" for fault, names in faults.items() if names]:
+    if lists := [f"{len(names)} {kind} ({', '.join(names[:3])} ...)" for kind, names in faults.items() if names]:
         raise PolicyError(f"its weights do not fit its architecture: {'; '.join(lists)}")
     try:
         prompt, end_tokens = policy.encode("9+8-4"), {*policy.eos_ids, policy.turn_end}
@@ -76,11 +74,12 @@ def check_passes(policy: Policy) -> None:
     except Exception as error:  # any model's code may be running here
         reason = (str(error) or repr(error)).splitlines()[0]
         raise PolicyError(f"{name} cannot be used: a trial ended with {type(error).__name__}: {reason}") from error
-    advice = "; try without --gradient-checkpointing" if model.is_activation_checkpointing else ""
     for sample in samples:
         drawn = torch.tensor(sample.sampled_logprobs, device=model.device)
         for which, logprobs in {"sampler": drawn, "update": sample.kept["update"]}.items():
             gap = float((logprobs - sample.kept["plain"]).abs().max())
             if not gap <= TOLERANCE:
                 where = f"log-probs of the {which} and of a plain forward pass"
+                again = which == "update" and model.is_activation_checkpointing
+                advice = "; try without --gradient-checkpointing" if again else ""
                 raise PolicyError(f"{name} cannot be used: {where} differ by {gap:.2g}, more than {TOLERANCE}{advice}")

@@ -88,7 +88,7 @@ DIFFERENT: dict[str, dict] = {
     "gemma2": HEADS | WINDOW,
     "nanochat": {},
 }
-DIFFERENT |= {"gpt_neo": {"window_size": 6, "attention_types": [[["global", "local"], 1]]}}
+DIFFERENT |= {"gpt_neo": {"window_size": 40, "attention_types": [[["global", "local"], 1]]}}
 DIFFERENT |= {"rwkv": {"attention_hidden_size": 32}, "bert": {"is_decoder": True}}
 STATEFUL: dict[str, dict] = {"mamba": {}, "lfm2": {"layer_types": ["conv", "full_attention"]}, "jamba": EXPERTS}
 STATEFUL |= {"qwen3_next": EXPERTS | HEADS, "recurrent_gemma": {}}

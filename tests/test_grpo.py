@@ -108,6 +108,7 @@ def test_a_ratio_that_overflows_makes_no_nan(advantage):
 def test_the_kl_penalty_is_k3():
     assert kl_penalty(torch.tensor(-1.0), torch.tensor(-1.0)).item() == 0
     assert kl_penalty(torch.tensor(-1.0), torch.tensor(-2.0)).item() == pytest.approx(math.exp(-1) + 1 - 1)
+    assert kl_penalty(torch.tensor(-99.0), torch.tensor(0.0)).item() == pytest.approx(math.exp(20) - 20 - 1)  # clamped
 
 
 WEIGHTS = {"token-mean": [1 / 6, 1 / 6, 0.5 / 5], "sequence-mean": [1 / (2 * 2), 1 / (2 * 4), 0.5 / 5]}
