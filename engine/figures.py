@@ -3,7 +3,7 @@
 The cost in floating-point operations is the usual estimate, which does not depend on the machine: 2 N for a token that
 is drawn and 6 N for one that is trained on (forward 2 N, backward twice that), where N is the number of parameters.
 Equal prompts of a group count once. The part of attention that grows with the square of the length, the optimizer,
-evaluations and the probes of the oracle gate are left out. Run `python -m engine.figures` for an example.
+evaluations and the probes of the oracle gate are left out.
 """
 
 import dataclasses
@@ -142,13 +142,3 @@ def eval_overview(results: Sequence[dict[str, Any]]) -> str:
         figures = f"{r['pass1']:<10.3f}{_shown(r.get('greedy')):<10}{r['mean_length']:<10.1f}"
         lines.append(f"{figures}{r['model']}, {r['data']}")
     return "\n".join(lines)
-
-
-def main() -> None:
-    sample = Sample(prompt_ids=[1, 2], response_ids=[3, 4])
-    print("A model of 1,000 parameters trains on one response of 2 tokens to a prompt of 2:")
-    print(f"2 x 1,000 x 3 passes x 4 tokens = {cost_of_training([sample], 1000)['flops']:,} operations")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@
     report.py       tables, charts and transcripts on one HTML page          python -m lab.report RUNS
     spend.py        at inference: predict first, then decide what to solve   python -m lab.spend EVALUATION
     tensorboard.py  the figures of runs for TensorBoard                      python -m lab.tensorboard RUNS
-    bench.py        speed and memory beside other libraries                  python -m lab.bench
+    bench.py        speed beside other libraries                  python -m lab.bench
 
-report.py, tensorboard.py and the calibration curves need more packages: pip install -r requirements-lab.txt
+report.py and tensorboard.py need more packages: pip install -r requirements-lab.txt
 """

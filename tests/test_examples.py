@@ -11,7 +11,6 @@ CLAIMS = {
     "masa.py": ["Skip the problem: True", "that is the limit: 71", "pass_rate=0.375, solution_length=36"],
     "rewards.py": ["length=1.0, difficulty=0.3162", "notion=0.3333", "their mean, 0.5499"],
     "rollout.py": ["prompts [5, 6, 7] and [8]", "(cutoff)", "(stop)"],
-    "engine.figures": ["2 x 1,000 x 3 passes x 4 tokens = 24,000 operations"],
     "engine.memory": ["| SmolLM2-135M | 0.5 | 0.5 | 2.2 | 0.3 |"],
     "engine.parallel": ["known to all: [1, 4, 9, 16, 25]", "all sum to 55"],
     "engine.update": ["5 + 4 + 2 = 11 in whole sequences, (3 + 1) + (2 + 1 + 1) = 8 with prompts once"],
