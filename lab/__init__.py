@@ -9,5 +9,5 @@
     tensorboard.py  the figures of runs for TensorBoard                      python -m lab.tensorboard RUNS
     bench.py        speed beside generate, TRL and math-verify               python -m lab.bench
 
-report.py, tensorboard.py and the calibration curves need more packages: pip install -r requirements-lab.txt
+report.py and tensorboard.py need more packages: pip install -r requirements-lab.txt
 """

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import chain, compress
-from math import comb
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import masa
 from engine.run_folder import read_rows
+from eval import pass_at_k
 from masa import MetaPrediction
 
 READ_AT = 0.8  # problems whose solutions are believed all alike with this probability are skipped (--algo masa-read)
@@ -49,27 +49,23 @@ def correlation(a: ArrayLike, b: ArrayLike) -> float | None:
     return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and np.ptp(x) and np.ptp(y) else None
 
 
-# Brier score and calibration error use numpy alone, because the table of ablate.py needs them without scikit-learn.
-
-
 def brier_score(predicted: NDArray, correct: NDArray, drawn: NDArray) -> float:
     """Return the mean over solutions of (predicted pass rate - outcome)^2. All arguments are (problems,)."""
     return float((correct * (1 - predicted) ** 2 + (drawn - correct) * predicted**2).sum() / drawn.sum())
 
 
+def reliability(predicted: NDArray, correct: NDArray, drawn: NDArray) -> NDArray:
+    """Return the mean predicted pass rate, the actual one and the solutions of each bin that holds any: (3, bins)."""
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], predicted)
+    sums = np.array([np.bincount(bins, weights=each) for each in (predicted * drawn, correct, drawn)])
+    sums = sums[:, sums[2] > 0]
+    return np.array([*sums[:2] / sums[2], sums[2]])
+
+
 def calibration_error(predicted: NDArray, correct: NDArray, drawn: NDArray) -> float:
     """Return the expected calibration error: mean |predicted - actual| over the bins, weighted by their solutions."""
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], predicted)
-    return float(np.abs(np.bincount(bins, weights=predicted * drawn - correct)).sum() / drawn.sum())
-
-
-def reliability(predicted: ArrayLike, correct: Sequence[int], drawn: Sequence[int]) -> list[tuple[float, float]]:
-    """Return (mean predicted, actual pass rate) of each bin that holds a problem, in rising order."""
-    from sklearn.calibration import calibration_curve
-
-    outcomes = [i < c for c, n in zip(correct, drawn, strict=True) for i in range(n)]  # one entry per solution
-    actual, mean_predicted = calibration_curve(outcomes, np.repeat(predicted, drawn), n_bins=BINS)
-    return list(zip(mean_predicted.tolist(), actual.tolist(), strict=True))
+    said, actual, solutions = reliability(predicted, correct, drawn)
+    return float(np.abs(said - actual) @ solutions / solutions.sum())
 
 
 def zero_variance_chance(correct: int, drawn: int, group: int) -> float:
@@ -77,8 +73,8 @@ def zero_variance_chance(correct: int, drawn: int, group: int) -> float:
 
     This is the unbiased estimate of p^G + (1-p)^G. A group larger than `drawn` is reduced to `drawn`.
     """
-    group = min(group, drawn)
-    return (comb(correct, group) + comb(drawn - correct, group)) / comb(drawn, group)
+    one_right, one_wrong = (pass_at_k(drawn, count, min(group, drawn)) for count in (correct, drawn - correct))
+    return 2 - one_right - one_wrong
 
 
 def rate_distribution(correct: ArrayLike, drawn: ArrayLike) -> NDArray:
@@ -121,8 +117,7 @@ def oracle_gate(correct: ArrayLike, drawn: ArrayLike, group: int, shares: ArrayL
 def read_predictions(problem: dict) -> Predictions:
     """Rebuild the predictions of a problem, whatever fields MetaPrediction has today.
 
-    A field that a row lacks becomes None, and one that MetaPrediction lacks is dropped. Without a pass rate or a
-    length, which gate and cutoff need, a prediction counts as not parsed.
+    A field that a row lacks becomes None. Without a pass rate or a length a prediction counts as not parsed.
     """
     answers: Predictions = []
     for row in problem["predictions"]:
@@ -150,7 +145,7 @@ def counts(problems: Sequence[dict]) -> tuple[NDArray, NDArray]:
 
 def awareness(
     problems: Sequence[dict], *, group: int = 16, gate: str = "hopeless", gate_margin: float = 0.1, cutoff: float = 2.0
-) -> dict[str, Any]:
+) -> dict[str, Row]:
     """Return all figures of an evaluation's problems (rows of evaluations.jsonl); None where undefined.
 
     group: G, the number of solutions whose agreement the gate predicts.  gate, gate_margin, cutoff: as in training. A
@@ -160,29 +155,29 @@ def awareness(
     predictions = [read_predictions(problem) for problem in problems]
     rates = {way: np.array([rate(p) for p in problems], float) for way, rate in WAYS.items()}  # NaN: none
     ways = [way for way in WAYS if not np.isnan(rates[way]).all()]
-    # Each gate skips what is nearer than its margin. Said: to pass rate 0 (or 1), if the predictions agree on a mean.
-    nearest = np.minimum(rates["said"], 1 - rates["said"]) if both else rates["said"]
-    agree = [masa.should_skip(answers, margin=1.0) for answers in predictions]  # 1 admits every mean
-    alike = [masa.probability_alike(p["belief"], both) if p.get("belief") else -np.inf for p in problems]
-    distance = {"said": np.where(agree, nearest, np.inf), "read": 1 - np.array(alike)}
-    margin = {"said": gate_margin, "read": 1 - READ_AT}
+    skip = {
+        "said": [masa.should_skip(answers, margin=gate_margin, easy=both) for answers in predictions],
+        "read": [bool(p.get("belief")) and masa.probability_alike(p["belief"], both) >= READ_AT for p in problems],
+    }
     rewards = [r for p, q in zip(problems, predictions, strict=True) for r, m in zip(p["rewards"], q, strict=True) if m]
     oracle = oracle_gate(correct, drawn, group, SHARES)
     return {
-        "problems": len(problems),
-        "problems_predicted": int((~np.isnan(rates["said"])).sum()),
-        "pass@1": float((correct / drawn).mean()),
+        "problems": {
+            "held_out": len(problems),
+            "predicted": int((~np.isnan(rates["said"])).sum()),
+            "pass@1": float((correct / drawn).mean()),
+        },
         **{way: _pass_rate_figures(rates[way], correct, drawn) for way in ways},
         "length": _length_figures(problems, predictions),
         # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
         "rewards": {n: fmean(row[n] for row in rewards if n in row) for n in dict.fromkeys(chain(*rewards))},
-        **{f"gate, {way}": _gate_figures(distance[way], margin[way], correct, drawn, group) for way in ways},
-        "oracle": {"at_best_F1": max(oracle, key=lambda point: point["F1"] or 0), "curve": oracle},
+        **{f"gate, {way}": _gate_figures(np.array(skip[way]), correct, drawn, group) for way in ways},
+        "oracle_at_its_best_F1": max(oracle, key=lambda point: point["F1"] or 0),
         "cutoff": _cutoff_figures(problems, predictions, cutoff or 2.0),
     }
 
 
-def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict[str, float | None]:
+def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> Row:
     """Compare predicted with actual pass rates, where there is a predicted one (not NaN)."""
     known = ~np.isnan(rates)
     p, c, n = rates[known], correct[known], drawn[known]
@@ -197,7 +192,7 @@ def _pass_rate_figures(rates: NDArray, correct: NDArray, drawn: NDArray) -> dict
     }
 
 
-def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]) -> dict[str, float | None]:
+def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]) -> Row:
     """Compare predicted with correct lengths, over the problems that have a correct solution."""
     parsed = [[answer.solution_length for answer in answers if answer] for answers in predictions]
     correct = [list(compress(problem["lengths"], problem["correct"])) for problem in problems]
@@ -212,27 +207,20 @@ def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]
     }
 
 
-def _gate_figures(distance: NDArray, margin: float, correct: NDArray, drawn: NDArray, group: int) -> dict[str, Any]:
-    """Score a gate that skips what is within its margin against the chance that a group has zero variance.
-
-    distance: (problems,), infinite where nothing is known. The curve has a point for each margin that matters.
-    """
+def _gate_figures(skip: NDArray, correct: NDArray, drawn: NDArray, group: int) -> Row:
+    """Score a gate that skips these problems against the chance that a group of their solutions has zero variance."""
     chance = np.array([zero_variance_chance(int(c), int(n), group) for c, n in zip(correct, drawn, strict=True)])
-
-    def skipping(margin: float) -> tuple[NDArray, Row]:
-        skip = distance <= margin + masa.ROUNDING
-        return skip, {"share_skipped": float(skip.mean()), **scores(chance[skip].sum(), skip.sum(), chance.sum())}
-
-    (skip, figures), hopeless = skipping(margin), correct == 0
-    [oracle] = oracle_gate(correct, drawn, group, [figures["share_skipped"]])
-    return figures | {
+    [oracle], hopeless = oracle_gate(correct, drawn, group, [skip.mean()]), correct == 0
+    return {
+        "share_skipped": float(skip.mean()),
+        **scores(chance[skip].sum(), skip.sum(), chance.sum()),
         "recall_of_the_hopeless": float(skip[hopeless].mean()) if hopeless.any() else None,
-        "oracle_at_the_same_share": {name: oracle[name] for name in ("precision", "recall")},
-        "curve": [skipping(m)[1] for m in np.unique(distance[np.isfinite(distance)])],
+        "precision_of_an_oracle": oracle["precision"],
+        "recall_of_an_oracle": oracle["recall"],
     }
 
 
-def _cutoff_figures(problems: Sequence[dict], predictions: Sequence[Predictions], multiplier: float) -> dict[str, Any]:
+def _cutoff_figures(problems: Sequence[dict], predictions: Sequence[Predictions], multiplier: float) -> Row:
     """Score the length limit by how well it tells wrong solutions, which should be cut, from correct ones."""
     lengths = np.array([n for problem in problems for n in problem["lengths"]])
     correct = np.array([right for problem in problems for right in problem["correct"]], bool)
@@ -251,23 +239,15 @@ def _cutoff_figures(problems: Sequence[dict], predictions: Sequence[Predictions]
 # ------------------------------------------------------------------------------- tables and the command
 
 
-def flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Return nested figures as {plain label: number}: {"gate": {"share_cut": 0.1}} as {"gate: share cut": 0.1}."""
-    flat: dict[str, float | None] = {}
-    for name, value in figures.items():
-        label = prefix + name.replace("_", " ")
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{label}: ")
-        elif not isinstance(value, list):
-            flat[label] = value
-    return flat
-
-
-def figure_rows(columns: dict[str, dict[str, Any]]) -> list[Row]:
+def figure_rows(columns: dict[str, dict[str, Row]]) -> list[Row]:
     """Return results of `awareness` as the rows of a table: a row for each figure, a column for each result's name."""
-    flat = {name: flatten(figures) for name, figures in columns.items()}
+    flat = {
+        column: {f"{part}: {name}": value for part, figures in parts.items() for name, value in figures.items()}
+        for column, parts in columns.items()
+    }
     labels = dict.fromkeys(chain(*flat.values()))
-    return [{"figure": label} | {name: figures.get(label) for name, figures in flat.items()} for label in labels]
+    rows = ({column: figures.get(label) for column, figures in flat.items()} for label in labels)
+    return [{"figure": label.replace("_", " ")} | row for label, row in zip(labels, rows, strict=True)]
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:

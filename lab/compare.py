@@ -76,10 +76,8 @@ def cost_to_hold(costs: Sequence[float], values: Sequence[float], target: float)
     target -= 1e-9  # rounding may put the mean of equal values above each of them
     for t, value in enumerate(values):
         if value >= target and np.mean(values[t:]) >= target:
-            if t == 0 or values[t - 1] >= target:
-                return float(costs[t])
-            share = (target - values[t - 1]) / (value - values[t - 1])
-            return float(costs[t - 1] + share * (costs[t] - costs[t - 1]))
+            around = slice(max(t - 1, 0), t + 1)  # the evaluation before is below the target, or there is none
+            return float(np.interp(target, values[around], costs[around]))
     return None
 
 
@@ -266,7 +264,7 @@ def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
     return rows
 
 
-def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
+def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Row]]:
     """Return the figures of lab/awareness.py over the last evaluations of each variant in which something is known."""
     found = {}
     for name, runs in variants.items():

@@ -5,9 +5,9 @@
     python -m lab.report runs/main --pictures pictures              # also the README's pictures, as SVG files
 
 It shows what training has changed, the options, the tables of lab/compare.py, curves against steps and tokens, what is
-said and what is read against actual pass rates, the gate beside an oracle, where the tokens went, and real transcripts,
-the worst mispredictions first. Charts are drawn by matplotlib and inlined as SVG; the page itself is lab/report.html, a
-template of Jinja, which escapes whatever a model wrote.
+said and what is read against actual pass rates, where the tokens went, and real transcripts, the worst mispredictions
+first. Charts are drawn by matplotlib and inlined as SVG; the page itself is lab/report.html, a template of Jinja, which
+escapes whatever a model wrote.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 try:
     import matplotlib
-    import sklearn  # noqa: F401  for the calibration curves of lab.awareness
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
     from matplotlib.axes import Axes
@@ -48,14 +47,8 @@ COLOURS = 8  # those of report.mplstyle, which colour-blind readers can tell apa
 LIGHT = "#9aa5ad"
 LINES = {"said": ".-", "read": "--"}
 DOT = 12  # area of the dot of one problem, in square points
-STEP_CURVES = {  # {title: column of metrics.jsonl}, three in a row
-    "entropy of solutions": "entropy",
-    "length of solutions": "mean_length",
-    "gradient norm": "grad_norm",
-    "problems gated": "gated_frac",
-    "correct beyond the limit": "wrongly_cut_frac",
-    "zero variance": "zero_variance_frac",
-}
+# The columns of metrics.jsonl that are drawn step by step, three in a row; docs/glossary.md explains them.
+STEP_CURVES = "entropy mean_length grad_norm gated_frac wrongly_cut_frac zero_variance_frac".split()
 WIDTH, HEIGHT = 4.4, 3.0  # of a chart in inches; the page scales it
 ROOM = Path(__file__).parent  # also holds the page's template and styles
 MILLIONS = EngFormatter(sep=" ")  # writes 1500000 as "1.5 M"
@@ -123,8 +116,8 @@ def learning_curves(variants: Variants, y_label: str, charts: dict[str, tuple[st
 def step_charts(variants: Variants) -> list[Markup]:
     """Draw what happened in each training step, as far as any run has it."""
     rows = [row for runs in variants.values() for run in runs for row in run.rows]
-    known = [(t, (name, "step")) for t, name in STEP_CURVES.items() if any(row.get(name) is not None for row in rows)]
-    triples = [dict(known[i : i + 3]) for i in range(0, len(known), 3)]
+    known = [name for name in STEP_CURVES if any(row.get(name) is not None for row in rows)]
+    triples = [{name: (name, "step") for name in known[i : i + 3]} for i in range(0, len(known), 3)]
     return [svg(learning_curves(variants, "in training", charts), ", ".join(charts)) for charts in triples]
 
 
@@ -188,21 +181,8 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         for count in np.unique(times):  # dots of one size at once: the file then holds their shape once
             x, y = places[:, times == count]
             ax.scatter(x, y, s=DOT * count, color=colour_of(name, variants), alpha=0.4, linewidths=0)
-        line = reliability(points[0], *points[2:].astype(int).tolist())
-        ax.plot(*zip(*line, strict=True), ".-", color=colour_of(name, variants))
+        ax.plot(*reliability(points[0], *points[2:])[:2], ".-", color=colour_of(name, variants))
     return svg(figure, f"actual against predicted pass rates of {name}: {', '.join(charts)}")
-
-
-def gate_chart(name: str, variants: Variants, figures: dict[str, Any]) -> Markup:
-    """Draw the precision and recall of a variant's gates over all margins, beside those of an oracle."""
-    figure, [ax] = panels(1, "recall", "precision", unit_square=True)
-    lines = [(figures["oracle"]["curve"], ":", LIGHT)]
-    for gate, style in ((figures.get(f"gate, {way}"), style) for way, style in LINES.items()):
-        lines += [(gate["curve"], style, colour_of(name, variants)), ([gate], "o", "black")] if gate else []
-    for points, style, colour in lines:
-        ax.plot(*([point[name] for point in points] for name in ("recall", "precision")), style, color=colour)
-    ax.set(title="gates after training")
-    return svg(figure, f"precision against recall of the gates, {name}")
 
 
 def tokens_chart(variants: Variants) -> Markup:
@@ -261,7 +241,7 @@ def page(runs: Sequence[Run]) -> str:
         rewards=rewards and svg(learning_curves(variants, "mean reward", rewards), "rewards of predictions"),
         rates=known and svg(rate_curves(variants), "predicted and actual pass rates while training"),
         steps=step_charts(variants),
-        awareness={name: (awareness_chart(name, variants), gate_chart(name, variants, known[name])) for name in known},
+        awareness={name: awareness_chart(name, variants) for name in known},
         tokens=tokens_chart(variants),
         transcripts={f"{run.variant}, seed {run.seed}": shown for run in first if (shown := transcripts(run))},
         dumps=lambda row: json.dumps(row, ensure_ascii=False),

@@ -150,17 +150,22 @@ def test_without_grpo_nothing_is_compared_to_it(tmp_path):
 
 def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkeypatch):
     """Two problems, one a seed: predicted 1 and 0, correct 4 and 1 of 4; the gate skips both and is right once."""
-    for package in ("sklearn", "sklearn.calibration", "matplotlib"):  # the table of ablate.py does without them
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # the table of ablate.py does without it
     for seed, (rate, right) in enumerate([(1.0, 4), (0.0, 1)]):
         path = write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4], meta=1)
         problem = {"predictions": [{"pass_rate": rate, "solution_length": 10, "notions": []}], "tokens_meta": 2}
         problem |= {"rewards": [{"length": 1.0, "difficulty": 1.0, "notion": 0.5}], "lengths": [10, 9, 8, 25]}
         last = {"step": 1, "training_s": 9.0, "problems": [problem | {"correct": [1] * right + [0] * (4 - right)}]}
         write_rows(path / "evaluations.jsonl", [{"step": 0, "training_s": 0.0, "problems": []}, last])
+    path = write_run(tmp_path, "masa-read", 0, [0, 100], [0.2, 0.4])  # no prediction is drawn, not even in evaluation
+    believed = {"predictions": [], "rewards": [], "belief": [0.9, *[0.0] * 7, 0.1], "lengths": [9] * 4}
+    last = {"step": 1, "problems": [believed | {"correct": [0] * 4}, believed | {"correct": [1] * 4}]}
+    write_rows(path / "evaluations.jsonl", [last])
     [_, figures] = tables(tmp_path)
+    read = [figures[f"gate, read: {name}"]["masa-read"] for name in ("share skipped", "recall of the hopeless")]
+    assert read == [1.0, 1.0] and figures["said: mean error"]["masa-read"] is None
     found = {label: row["masa"] for label, row in figures.items()}
-    assert found["problems"] == 2 and found["said: mean error"] == pytest.approx(0.125)
+    assert found["problems: held out"] == 2 and found["said: mean error"] == pytest.approx(0.125)
     assert [found[f"gate, said: {name}"] for name in ("share skipped", "precision", "recall")] == [1.0, 0.5, 1.0]
     assert found["cutoff: correct in 100 cut"] == 50
     assert found["rewards: notion"] == 0.5 and found["said: correlation"] == pytest.approx(1)

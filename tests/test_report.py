@@ -86,15 +86,9 @@ def test_nothing_is_fetched(hostile_page):
 def test_every_part_is_there(hostile_page):
     text = "".join(parsed(hostile_page).text)
     parts = ["MASA: 3 runs", "pass@1 against steps", "pass@1 against tokens", "before training", "reward: notion"]
-    parts += [
-        "correlation: said, read",
-        "gates after training",
-        "Where the tokens went",
-        "in predictions",
-        "Transcripts",
-    ]
+    parts += ["correlation: said, read", "Where the tokens went", "in predictions", "Transcripts"]
     parts += ["grpo: pass@1 0.200 before training, 0.600 after 2 steps and 2 M tokens", "trained until 20", "--seed=1"]
-    parts += ["gradient norm", "correct beyond the limit", "off by 0.50", "1 of 4 correct", "(did not parse)"]
+    parts += ["grad_norm", "wrongly_cut_frac", "off by 0.50", "1 of 4 correct", "(did not parse)"]
     parts += ["correct solutions have 9 to 9 tokens", "said 75%"]
     assert [part for part in parts if part not in text] == []
 
@@ -192,7 +186,7 @@ def test_the_command_names_what_is_wrong(tmp_path):
     assert run_script("lab.report", "--help").stdout.startswith("usage: python -m lab.report ")
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "jinja2"])
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_missing_package_is_named_by_its_requirements(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     finished = run_script("lab.report", "runs")
