@@ -93,6 +93,7 @@ DIFFERENT |= {"rwkv": {"attention_hidden_size": 32}, "bert": {"is_decoder": True
 STATEFUL: dict[str, dict] = {"mamba": {}, "lfm2": {"layer_types": ["conv", "full_attention"]}, "jamba": EXPERTS}
 STATEFUL |= {"qwen3_next": EXPERTS | HEADS, "recurrent_gemma": {}}
 REFUSED: dict[str, tuple[str, dict]] = {name: ("sampler", sizes) for name, sizes in DIFFERENT.items()}
+REFUSED["gemma2"] = ("update", DIFFERENT["gemma2"])  # caps its logits
 REFUSED |= {name: ("more than keys and values", sizes) for name, sizes in STATEFUL.items()}
 REFUSED["openai-gpt"] = ("RuntimeError", {})
 REFUSED["llama4_text"] = ("no attribute 'last_hidden_state'", EXPERTS | HEADS | {"attention_chunk_size": 6})
