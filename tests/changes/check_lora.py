@@ -22,7 +22,7 @@ def test_a_fresh_one_changes_nothing_and_trains_a_tenth_of_the_weights():
 
 
 def test_a_checkpoint_is_a_model_like_any_other_and_resumes(tmp_path):
-    out = ["--lora-rank", "4", "--lr", "1e-2", "--no-experts", "--save-every", "1", "--out"]
+    out = ["--lora-rank", "4", "--lr", "1e-2", "--lr-end", "1", "--no-experts", "--save-every", "1", "--out"]
     rows = []
     for name, calls in (("whole", [["3"]]), ("resumed", [["2"], ["3", "--resume"]])):
         for steps, *resume in calls:
