@@ -37,7 +37,7 @@ def test_a_plan_goes_seed_by_seed(tmp_path):
     folders = [run.folder.relative_to(tmp_path).as_posix() for run in runs]
     assert folders == ["grpo/seed-3", "masa/seed-3", "grpo/seed-4", "masa/seed-4"]
     chosen = [tuple(run.options[name] for name in ("seed", "lr", "steps")) for run in runs]
-    assert chosen == [(3, 0.5, 160)] * 2 + [(4, 0.5, 160)] * 2
+    assert chosen == [(3, 0.5, 240)] * 2 + [(4, 0.5, 240)] * 2
 
 
 def test_the_help_lists_every_variant_with_its_flags():
@@ -96,7 +96,7 @@ def test_an_unfinished_run_continues(sweep):
 
 
 WRONG = {"--variants ppo": "'ppo'", "--variants grpo -- --samples 1": "--samples", "--seeds 0": "--seeds: found 0"}
-WRONG |= {"--jobs 0": "--jobs: found 0", " ".join([*SWEEP, "--", *SMALL, "--lr 0.5"]): "lr = 0.0001, expected 0.5"}
+WRONG |= {"--jobs 0": "--jobs: found 0", " ".join([*SWEEP, "--", *SMALL, "--lr 0.5"]): "lr = 0.0003, expected 0.5"}
 
 
 @pytest.mark.parametrize("words, message", WRONG.items())

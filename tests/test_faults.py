@@ -79,7 +79,9 @@ def test_after_several_in_a_row_the_run_stops_and_says_why(tmp_path, monkeypatch
     monkeypatch.undo()
     last = checkpoints(tmp_path / "run")[-1]
     assert all(p.isfinite().all() for p in loading.load(str(last), device="cpu").model.parameters())
-    train(tmp_path / "run", "--resume", "--lr", "1e-5", steps=7)  # and it can be resumed as the message says
+    train(
+        tmp_path / "run", "--resume", "--lr", "1e-5", "--levels", "", steps=7
+    )  # and it can be resumed as the message says
     assert metrics(tmp_path / "run")[-1]["step"] == 7
 
 
