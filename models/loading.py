@@ -65,7 +65,7 @@ def load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack)
     except Exception as error:  # files from anywhere, read by other people's code
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             reason = "it comes with Python files; --trust-remote-code would run them, and they can do all you can do"
         elif "backend tokenizer" in reason:
             reason = "it has no tokenizer, or one that cannot be read here; expected a tokenizer.json"
