@@ -78,11 +78,11 @@ def test_the_house_stays_small():
     assert sorted(path.stem for path in lesson) == sorted(LESSON)
     options = [option for part in Options.parts().values() for option in declared(part)]
     sizes = {
-        "root": (lines(lesson), 1500),
-        "all but tests": (lines(SOURCES), 6200),
-        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5000),
+        "root": (lines(lesson), 1560),
+        "all but tests": (lines(SOURCES), 6750),
+        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5400),
         "README.md": (len((ROOT / "README.md").read_text().splitlines()), 250),
-        "options of train.py": (len(options), 50),
+        "options of train.py": (len(options), 56),
     }
     sizes |= {path.as_posix(): (lines([path]), 350) for path in SOURCES}
     assert {name: size for name, size in sizes.items() if size[0] > size[1]} == {}, "found, and the most allowed"
