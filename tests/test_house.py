@@ -80,7 +80,7 @@ def test_the_house_stays_small():
     sizes = {
         "root": (lines(lesson), 1560),
         "all but tests": (lines(SOURCES), 6750),
-        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5400),
+        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5410),
         "README.md": (len((ROOT / "README.md").read_text().splitlines()), 250),
         "options of train.py": (len(options), 56),
     }
