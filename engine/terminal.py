@@ -68,7 +68,7 @@ def first_lines(policy: Any, source: Any, held_out: Sequence[Any], model: str) -
         f"{source.name}: {source.size}; evaluated on {len(held_out)} of these",
     ]
     if len(held_out) < FEW:
-        lines.append(f"warning: with so few held-out problems, a single one changes pass@1 by {1 / len(held_out):.2f}")
+        lines.append(f"warning: with so few problems held out, a single one changes pass@1 by {1 / len(held_out):.2f}")
     letters = tiny.untaught(problem.text for problem in held_out) if tiny.is_embedded(model) else ""
     if letters:
         lines.append(

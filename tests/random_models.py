@@ -82,18 +82,15 @@ TRAINED |= dict.fromkeys(("deepseek_v2", "deepseek_v3"), EXPERTS | LATENT)
 TRAINED |= {"mistral": {"sliding_window": 6}, "gemma3_text": HEADS | WINDOW, "olmo3": WINDOW, "exaone4": WINDOW}
 TRAINED |= {"gpt_oss": EXPERTS | HEADS | WINDOW, "gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4}}
 TRAINED |= {"falcon": {"alibi": False}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}, "xglm": {"ffn_dim": 48}}
-DIFFERENT: dict[str, dict] = {
-    "cohere": {},
-    "granite": {"logits_scaling": 8.0},
-    "gemma2": HEADS | WINDOW,
-    "nanochat": {},
-}
-DIFFERENT |= {"gpt_neo": {"window_size": 40, "attention_types": [[["global", "local"], 1]]}}
-DIFFERENT |= {"rwkv": {"attention_hidden_size": 32}, "bert": {"is_decoder": True}}
+# What the sampler, and what the update gets wrong: local attention, a state; logits that are changed after the head.
+SAMPLED = {"gpt_neo": {"window_size": 40, "attention_types": [[["global", "local"], 1]]}}
+SAMPLED |= {"rwkv": {"attention_hidden_size": 32}}
+UPDATED: dict[str, dict] = {"cohere": {}, "granite": {"logits_scaling": 8.0}, "gemma2": HEADS | WINDOW, "nanochat": {}}
+UPDATED |= {"bert": {"is_decoder": True}}
 STATEFUL: dict[str, dict] = {"mamba": {}, "lfm2": {"layer_types": ["conv", "full_attention"]}, "jamba": EXPERTS}
 STATEFUL |= {"qwen3_next": EXPERTS | HEADS, "recurrent_gemma": {}}
-REFUSED: dict[str, tuple[str, dict]] = {name: ("sampler", sizes) for name, sizes in DIFFERENT.items()}
-REFUSED["gemma2"] = ("update", DIFFERENT["gemma2"])  # caps its logits
+REFUSED: dict[str, tuple[str, dict]] = {name: ("sampler", sizes) for name, sizes in SAMPLED.items()}
+REFUSED |= {name: ("update", sizes) for name, sizes in UPDATED.items()}
 REFUSED |= {name: ("more than keys and values", sizes) for name, sizes in STATEFUL.items()}
 REFUSED["openai-gpt"] = ("RuntimeError", {})
 REFUSED["llama4_text"] = ("no attribute 'last_hidden_state'", EXPERTS | HEADS | {"attention_chunk_size": 6})

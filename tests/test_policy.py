@@ -200,7 +200,7 @@ def test_smollm2_takes_two_full_steps_of_masa_efficient(data, tmp_path, monkeypa
         return masa.MetaPrediction(0.0 if hopeless else (2 + len(text) % 5) / 8, 20 + len(text) % 3, words)
 
     monkeypatch.setattr(masa, "parse_meta", prediction_in)
-    rows = train.train(smollm2_options(data, eval_predictions=0), tmp_path / "run")
+    rows = train.train(smollm2_options(data, eval_predictions=0, expert_notion=0.0), tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(row["loss"] is not None and row["grad_norm"] > 0 and row["logprob_gap"] < 0.1 for row in rows[1:])
     assert rows[1]["cutoff_frac"] == rows[1]["gated_frac"] == 0  # gate and limits act from the second step on
