@@ -31,7 +31,6 @@ from problems.verify import extract_answer
 from rewards import COMPONENTS
 from rollout import Attempt, SamplingOptions, align, predict, read, solve
 
-PREDICTIONS = {"predictions": 4}  # as in evaluation
 SHOWN = 3  # answers of which a solution is shown
 
 
@@ -94,12 +93,12 @@ def happened(attempt: Attempt) -> Iterator[str]:
         number = labels.index(label)
         yield f"{label:<10} {attempt.responses[number]} ({len(attempt.solutions[number].response_ids)} tokens)"
     if knows and attempt.alignments:
-        length, difficulty, notion = (fmean(getattr(a, name) for a in attempt.alignments) for name in COMPONENTS)
-        right = attempt.correct_lengths
-        lengths = f"right solutions have {min(right)} to {max(right)} tokens" if right else "no solution is right"
-        counted = votes(attempt, tuple(notion for p in attempt.predictions if p for notion in p.notions))
-        yield f"rewards    length {length:.2f} ({lengths}), difficulty {difficulty:.2f},"
-        yield f"           notion {notion:.2f} (in right:wrong solutions: {counted})"
+        means = {name: fmean(getattr(rewards, name) for rewards in attempt.alignments) for name in COMPONENTS}
+        yield f"rewards    {', '.join(f'{name} {mean:.2f}' for name, mean in means.items())}; mean over the predictions"
+        if right := attempt.correct_lengths:
+            yield f"           right solutions have {min(right)} to {max(right)} tokens"
+        notions = votes(attempt, tuple(notion for p in attempt.predictions if p for notion in p.notions))
+        yield f"           right:wrong solutions with each notion: {notions}"
 
 
 def typed() -> Iterator[tuple[str, str]]:
@@ -121,7 +120,7 @@ def main() -> None:
     accept_every_character()
     try:
         model = make(ModelOptions, given)
-        values = defaults_for(model.model, [SamplingOptions, GateOptions]) | PREDICTIONS | given
+        values = defaults_for(model.model, [SamplingOptions, GateOptions]) | {"predictions": 4} | given
         sampling, gate = make(SamplingOptions, values), make(GateOptions, values)
         policy = load_policy(model)
         for text, answer in [(given["problem"], given["answer"])] if given["problem"] else typed():

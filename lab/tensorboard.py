@@ -16,18 +16,16 @@ except ImportError:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m lab.tensorboard", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
-    folders = parser.parse_args().folders
-    files = sorted({file for folder in folders for file in folder.rglob("metrics.jsonl")})
-    for file in files or sys.exit(f"lab.tensorboard: found no metrics.jsonl in {', '.join(map(str, folders))}"):
+    parser = argparse.ArgumentParser("python -m lab.tensorboard", description="Write figures for TensorBoard.")
+    parser.add_argument("folder", type=Path, help="a run folder, or a folder that holds some")
+    folder = parser.parse_args().folder
+    for file in [*folder.rglob("metrics.jsonl")] or sys.exit(f"lab.tensorboard: found no run in {folder}"):
         for old in file.parent.glob("events.out.tfevents.*"):  # of an earlier call: it would be shown as well
             old.unlink()
         with SummaryWriter(str(file.parent)) as writer:
             for row in read_rows(file):
-                for name in (name for name, value in row.items() if isinstance(value, int | float) and name != "step"):
-                    writer.add_scalar(name, row[name], row["step"], walltime=row.get("wall_s"))
-        print(f"wrote the figures of {file.parent}")
+                for name in (name for name, value in row.items() if isinstance(value, int | float)):
+                    writer.add_scalar(name, row[name], row["step"], row.get("wall_s"))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def test_with_an_answer_it_is_told_what_came_true(lines):
         rf"right      {RESPONSES[0]} (20 tokens)",
         r"wrong      \boxed{3} (9 tokens)",
         # of three predictions: one length is within, 0.01 ^ 0.5 + 0.01 ^ 0.375 = 0.278, and one notion is useful
-        "rewards    length 0.33 (right solutions have 20 to 24 tokens), difficulty 0.09,",
-        "           notion 0.33 (in right:wrong solutions: carry 1:0, ok 0:0)",
+        "rewards    length 0.33, difficulty 0.09, notion 0.33; mean over the predictions",
+        "           right solutions have 20 to 24 tokens",
+        "           right:wrong solutions with each notion: carry 1:0, ok 0:0",
     ]
 
 
