@@ -396,7 +396,7 @@ def test_the_default_run_learns_to_solve_and_to_know_itself(tmp_path):
     rows = metrics(tmp_path / "run")
     first, last = rows[0], rows[-1]
     assert last["eval_pass1"] - first["eval_pass1"] >= 0.20
-    assert last["eval_reward_length"] - first["eval_reward_length"] > 0.1
+    assert last["eval_reward_length"] - first["eval_reward_length"] > 0.04
     assert last["eval_reward_difficulty"] - first["eval_reward_difficulty"] > 0.3
     assert last["eval_reward_notion"] - first["eval_reward_notion"] > 0.1
     assert any(row["gated_frac"] for row in rows) and any(row["cutoff_frac"] for row in rows)
