@@ -1,7 +1,7 @@
 """Ask a policy a problem of your own: what does it say, what does it believe, and what comes true?
 
     python -m lab.ask "9+8-4" --answer 13
-    python -m lab.ask --model runs/masa-efficient-tiny-seed0/checkpoints/step-160     # asks you for problems
+    python -m lab.ask --model runs/masa-efficient-tiny-seed0     # asks you for problems
 
 Any model can be asked. Without an answer, equal answers are counted; which of them is right is left open.
 """

@@ -14,7 +14,6 @@ model wrote needs a sandbox; problems with pictures; and few-shot prompts. In CR
 is asked for, so nothing is run.
 """
 
-import dataclasses
 import json
 import random
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from problems import files
-from problems.source import Problem, ProblemError
+from problems.source import Problem, ProblemError, as_line
 from problems.verify import extract_answer
 
 BENCHMARKS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -87,8 +86,7 @@ def main() -> None:
             print(f"{name:<17}{entry['hub']:<42} {entry.get('note', '')}")
     try:
         for problem in (problem for name in sys.argv[1:] for problem in load(name)):
-            row = dataclasses.asdict(problem)
-            print(json.dumps({"problem": row.pop("text"), **row}))
+            print(as_line(problem))
     except ProblemError as error:
         sys.exit(f"problems.benchmarks: {error}")
 

@@ -40,6 +40,12 @@ class Problem:
     kind: str = "free"  # of the answer, see kinds.py: "free", "choice", "truth" or "literal"
 
 
+def as_line(problem: Problem) -> str:
+    """Return a problem as a line of a JSONL file, which `problems/files.py` reads."""
+    row = dataclasses.asdict(problem)
+    return json.dumps({"problem": row.pop("text"), **row})
+
+
 class ProblemError(ValueError):
     """Bad input. The message names the file and line (or option), what was found and what was expected."""
 
@@ -189,8 +195,7 @@ def main() -> None:
     if sys.argv[1:]:
         name, count = sys.argv[1], int(sys.argv[2])
         for problem in load_problems(name).train(seed=0, start=0, count=count):
-            row = dataclasses.asdict(problem)
-            print(json.dumps({"problem": row.pop("text"), **row}))
+            print(as_line(problem))
         return
     for name in GENERATORS:
         print(name)

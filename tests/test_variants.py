@@ -99,10 +99,10 @@ def test_history_is_bayes_rule_over_nine_rates():
     # After 4 wrong of 4 under even weights: sum of (1 - c/8)^8 over sum of (1 - c/8)^4, and the all-right part
     even, rates = [1.0] * 9, [c / 8 for c in range(9)]
     by_hand = sum((1 - p) ** 4 * (p**4 + (1 - p) ** 4) for p in rates) / sum((1 - p) ** 4 for p in rates)
-    assert history.probability_alike(even, 0, 4, 4) == pytest.approx(by_hand)
-    assert by_hand < history.LEAST < history.probability_alike(even, 0, 8, 4)
+    assert history.alike_after(even, 0, 4, 4) == pytest.approx(by_hand)
+    assert by_hand < history.LEAST < history.alike_after(even, 0, 8, 4)
     sure = [0.9] + [0.0125] * 8  # a belief of "nobody right" needs only one look
-    assert history.probability_alike(sure, 0, 4, 4) > history.LEAST > history.probability_alike(sure, 1, 3, 4)
+    assert history.alike_after(sure, 0, 4, 4) > history.LEAST > history.alike_after(sure, 1, 3, 4)
 
 
 def test_history_skips_a_problem_that_was_always_wrong(monkeypatch):

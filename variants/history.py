@@ -15,7 +15,7 @@ from train import Trainer
 LEAST = 0.8  # probability that the next solutions are all alike, from which on a problem is skipped
 
 
-def probability_alike(prior: Sequence[float], right: int, wrong: int, samples: int) -> float:
+def alike_after(prior: Sequence[float], right: int, wrong: int, samples: int) -> float:
     """Return the probability that the next solutions are all right or all wrong, after these outcomes.
 
     prior: the weights of the true pass rates 0/8, 1/8, ... 8/8 before any outcome (9,); Bayes' rule does the rest.
@@ -32,7 +32,7 @@ class History(Trainer):
             right, wrong = (self.counters[f"{outcome}: {a.problem.text}"] for outcome in ("right", "wrong"))
             if right + wrong:
                 prior = [0.01 + probability for probability in a.belief] or [1.0] * (PASS_RATE_SCALE + 1)
-                a.skipped = probability_alike(prior, right, wrong, self.options.sampling.samples) >= LEAST
+                a.skipped = alike_after(prior, right, wrong, self.options.sampling.samples) >= LEAST
 
     def samples(self, solved: Sequence[Attempt]) -> list[Sample]:
         """Note what became of the problems; checkpoints hold all counters, so a resumed run remembers."""
