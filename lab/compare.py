@@ -275,15 +275,17 @@ def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def cost_ratio(runs: Sequence[Run], baseline: Sequence[Run], cost: str) -> tuple[Interval | None, str]:
-    """Return by which factor a variant is cheaper, and "3 of 5": how many seeds hold GRPO's final pass@1.
+def cost_ratio(
+    runs: Sequence[Run], baseline: Sequence[Run], cost: str, level: float | None = None
+) -> tuple[Interval | None, str]:
+    """Return by which factor a variant is cheaper, and "3 of 5": how many seeds hold GRPO's final pass@1, or `level`.
 
-    The factor is GRPO's cost to hold GRPO's final pass@1 over the variant's: the geometric mean over the seeds that
+    The factor is GRPO's cost to hold that pass@1 over the variant's: the geometric mean over the seeds that
     hold it, with its interval. Seeds that never hold it are not in the factor, which flatters the variant.
     """
     costs = []  # of GRPO and of the variant, seed by seed
     for run, grpo in ((run, grpo) for run in runs for grpo in baseline if run.seed == grpo.seed):
-        target = fmean(grpo.evaluated()[-FINAL_EVALUATIONS:])
+        target = fmean(grpo.evaluated()[-FINAL_EVALUATIONS:]) if level is None else level
         costs.append([cost_to_hold(r.evaluated(cost), r.evaluated(), target) for r in (grpo, run)])
     # A cost of 0: the start already holds the target, and there is nothing to compare.
     ratio = mean_interval([math.log(theirs / ours) for theirs, ours in costs if theirs and ours])
@@ -326,6 +328,9 @@ def main() -> None:
     parser.add_argument("--last", type=int, help="with --columns: over the last N steps")
     parser.add_argument("--step", type=int, help="with --columns: at step N")
     parser.add_argument("--each", action="store_true", help="with --columns: for each run, not for each variant")
+    parser.add_argument(
+        "--level", type=float, help="instead, how many times fewer tokens to reach and hold this pass@1"
+    )
     o = parser.parse_args()
     parts = {f"first {o.first} steps": slice(o.first)} if o.first else {}
     parts |= {f"last {o.last} steps": slice(-o.last, None)} if o.last else {}
@@ -334,6 +339,20 @@ def main() -> None:
         runs = find_runs(o.folders)
         if o.columns:
             print(aligned(column_table(runs, o.columns.split(","), parts or {"all steps": slice(None)}, o.each)))
+        elif o.level is not None:
+            variants = by_variant(runs)
+            ratios = {
+                name: cost_ratio(group, variants.get(BASELINE, []), "tokens", o.level)
+                for name, group in variants.items()
+            }
+            print(
+                aligned(
+                    [
+                        {"variant": name, "x fewer tokens": ratio, "hold it": held}
+                        for name, (ratio, held) in ratios.items()
+                    ]
+                )
+            )
         else:
             print(markdown(compare(runs)))
     except ValueError as error:

@@ -215,6 +215,14 @@ def test_columns_are_averaged_over_seeds_and_steps(tmp_path):
     assert "mood" in run_script("lab.compare", str(tmp_path), "--columns", "rollouts,mood").stderr
 
 
+def test_costs_are_compared_at_any_level(tmp_path):
+    write_run(tmp_path, "grpo", 0, [0, 100, 200], [0.0, 0.5, 1.0])
+    write_run(tmp_path, "masa", 0, [0, 100, 200], [0.0, 1.0, 1.0])
+    printed = run_script("lab.compare", str(tmp_path), "--level", "0.75").stdout
+    # GRPO reaches 0.75 at 150 tokens, half way from 100 to 200, and MASA at 75
+    assert [line.split("|")[2].strip() for line in printed.splitlines()[2:]] == ["1.000", "2.000"]
+
+
 def test_what_cannot_be_compared_is_named(tmp_path):
     def refused() -> str:
         finished = run_script("lab.compare", str(tmp_path))
