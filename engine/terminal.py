@@ -71,9 +71,7 @@ def first_lines(policy: Any, source: Any, held_out: Sequence[Any], model: str) -
         lines.append(f"warning: with so few problems held out, a single one changes pass@1 by {1 / len(held_out):.2f}")
     letters = tiny.untaught(problem.text for problem in held_out) if tiny.is_embedded(model) else ""
     if letters:
-        lines.append(
-            f"warning: the embedded policy was never taught {letters!r}; take another --model for such problems"
-        )
+        lines.append(f"warning: the embedded policy was never taught {letters!r}; such problems need another --model")
     return "\n".join(lines)
 
 

@@ -113,9 +113,8 @@ def main() -> None:
     parser.add_argument("problem", nargs="?", help="what to ask (default: what you type)")
     parser.add_argument("--answer", default="", help="its answer, if you know it")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
-    add_flags(
-        parser, [ModelOptions, SamplingOptions], leave_out=("gradient_checkpointing", "shard", "max_prompt_tokens")
-    )
+    in_training = ("gradient_checkpointing", "shard", "max_prompt_tokens")
+    add_flags(parser, [ModelOptions, SamplingOptions], leave_out=in_training)
     given = vars(parser.parse_args())
     accept_every_character()
     try:

@@ -275,6 +275,12 @@ def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Row]]:
     return found
 
 
+def level_rows(variants: dict[str, list[Run]], level: float) -> list[Row]:
+    """Return how many times fewer tokens than GRPO each variant needs to hold a pass@1, and how many seeds hold it."""
+    ratios = {name: cost_ratio(group, variants.get(BASELINE, []), "tokens", level) for name, group in variants.items()}
+    return [{"variant": name, "x fewer tokens": ratio, "hold it": held} for name, (ratio, held) in ratios.items()]
+
+
 def cost_ratio(
     runs: Sequence[Run], baseline: Sequence[Run], cost: str, level: float | None = None
 ) -> tuple[Interval | None, str]:
@@ -340,19 +346,7 @@ def main() -> None:
         if o.columns:
             print(aligned(column_table(runs, o.columns.split(","), parts or {"all steps": slice(None)}, o.each)))
         elif o.level is not None:
-            variants = by_variant(runs)
-            ratios = {
-                name: cost_ratio(group, variants.get(BASELINE, []), "tokens", o.level)
-                for name, group in variants.items()
-            }
-            print(
-                aligned(
-                    [
-                        {"variant": name, "x fewer tokens": ratio, "hold it": held}
-                        for name, (ratio, held) in ratios.items()
-                    ]
-                )
-            )
+            print(aligned(level_rows(by_variant(runs), o.level)))
         else:
             print(markdown(compare(runs)))
     except ValueError as error:
