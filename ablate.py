@@ -44,8 +44,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "efficient-hints": {"algo": "masa-efficient", "hints": "votes"},
     "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
     "efficient-refill": {"algo": "masa-efficient", "variant": "refill"},
-    "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},  # never acts on predictions
-    "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},  # always does
+    # The paper's two phases: one never acts on predictions, the other always.
+    "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},
+    "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},
 }
 for name in COMPONENTS:  # trained with this alignment reward alone, or with the two others
     VARIANTS[f"masa-only-{name}"] = {"algo": "masa", "meta_rewards": name}

@@ -1,7 +1,7 @@
 """Evaluation: how often is the policy right, and how well do its predictions fit what it does?
 
-    pass@1     mean share of correct solutions, with its deviation over samplings (of the whole set, one solution a
-               problem) and a bootstrap confidence interval over problems; greedy as well
+    pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems and the standard
+               deviation between samplings (each is one solution to every problem); greedy as well
     pass@k     the unbiased estimate of the chance that at least one of k solutions is correct
     vote@k     how often the most frequent of k answers is correct (`problems/kinds.py`)
     rewards    the three alignment rewards of predictions
@@ -37,7 +37,8 @@ from problems.verify import extract_answer
 from rewards import COMPONENTS
 from rollout import Attempt, SamplingOptions, align, predict, read, solve
 
-SHARED = ["zero_variance_frac", "mean_length", "parsed_frac", *(f"reward_{name}" for name in COMPONENTS)]  # with steps
+# Figures that training steps have, too.
+SHARED = ["zero_variance_frac", "mean_length", "parsed_frac", *(f"reward_{name}" for name in COMPONENTS)]
 IN_METRICS = [f"eval_{name}" for name in ("pass1", "pass1_interval", "pass1_by_level", *SHARED)]
 PUBLISHED = {"temperature": 0.6, "samples": 32, "max_new_tokens": 16384}  # the paper's evaluation; its top-p is 1
 PROBLEMS_AT_ONCE = 64  # the unit of the progress bar, and what bounds memory
@@ -176,8 +177,9 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
-    whole = options.whole or (is_set and options.as_published)
-    return found.heldout(None if whole and not is_endless else options.problems, whole=is_set or whole)
+    whole = options.whole or is_set  # nobody trains on the paper's sets, so none of their problems are kept apart
+    every = options.whole or (is_set and options.as_published)
+    return found.heldout(None if every and not is_endless else options.problems, whole=whole)
 
 
 def main() -> None:

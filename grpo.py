@@ -38,7 +38,7 @@ class UpdateOptions:
     """How a batch of rollouts becomes an update."""
 
     lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 3e-4
-    lr_end: Annotated[float, "it falls linearly, to this share of itself at the end", {"least": 0, "real": 1.0}] = 0.1
+    lr_end: Annotated[float, "it falls linearly to 0, but not below this share", {"least": 0, "real": 1.0}] = 0.1
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
     clip_high: Annotated[float, "the ratio is clipped above 1 + this (clip-higher)", {"least": 0}] = 0.28
     aggregation: Annotated[Aggregation, "what the loss is a mean over"] = "token-mean"
@@ -54,10 +54,10 @@ class Sample:
     """A rollout to learn from: token lists and numbers, no tensors until the update needs them.
 
     advantage: one number for all of its tokens.  kind: "solution" or "meta" (a prediction).  group: the number of its
-    group, whose samples share a prompt unless they have different hints.  sampled_logprobs: log-probs as the sampler
-    saw them, only to measure how far the trainer's differ.  weight: what each of its tokens counts in the loss
-    (`set_weights`).  kept: log-probs (T,) from before the update, "old" for several minibatches, "reference" for a KL
-    penalty.
+    group; `engine/update.py` makes use of the prompt that its samples usually share.  sampled_logprobs: log-probs as
+    the sampler saw them, only to measure how far the trainer's differ.  weight: what each of its tokens counts in the
+    loss (`set_weights`).  kept: log-probs (T,) from before the update, "old" for several minibatches, "reference" for a
+    KL penalty.
     """
 
     prompt_ids: list[int]
@@ -245,7 +245,7 @@ def update(
             figures.update(passes(model, learning, partial(keep, "old")))
     for part in (order[k :: options.minibatches] for k in range(options.minibatches)):
         set_weights(part, options, max_lengths or {})
-        learning = [sample for sample in part if sample.advantage != 0 or use_kl]
+        learning = [sample for sample in part if sample.advantage != 0 or use_kl]  # after the weights: all count there
         if learning:
             figures.update(passes(model, learning, partial(go_backward, options)))
             norm, stepped = clip_and_step(model, optimizer)

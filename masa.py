@@ -1,4 +1,4 @@
-"""MASA: meta-awareness via self-alignment (arXiv 2510.03259), the part that is the paper.
+"""MASA: meta-awareness via self-alignment (arXiv 2510.03259), what the paper adds to GRPO.
 
 Before a policy solves a problem, it is asked how its own attempts will go. Its answer is a `MetaPrediction`: how often
 it will be right (pass rate), how long a solution will be (tokens) and which concepts it will use (notions). This file
@@ -10,6 +10,7 @@ holds everything that is said and decided about such predictions:
     early cutoff           length_limit                            section 3.3
     expert predictions     expert_target                           section 3.3
     hints                  hint_notions, draw_hints                version 2 of the paper
+    beliefs                expected_pass_rate, probability_alike   not in the paper
 
 `rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure.
 Run `python masa.py` for a worked example. Left out: the paper's own prompts, and its string-matched JSON.
@@ -27,8 +28,7 @@ from typing import Annotated, Literal
 
 GateSide = Literal["off", "hopeless", "both"]
 Hints = Literal["off", "votes", "draws"]
-# An option is declared with its type, its help and, in braces, its limits and its default for real models ("real").
-SHARE, REAL_BOTH = {"least": 0, "most": 1}, {"real": "both"}
+SHARE = {"least": 0, "most": 1}  # limits of an option
 # In text a pass rate is a count out of this many attempts; in `MetaPrediction` it is a fraction. A model writes "5"
 # more reliably than "0.625", and one constant keeps question and answer on one scale.
 PASS_RATE_SCALE = 8
@@ -62,13 +62,13 @@ class GateOptions:
     """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too", REAL_BOTH] = "hopeless"
+    gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too"] = "hopeless"
     gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
     hints: Annotated[
-        Hints, "tell the solver notions: those named most often, or for each solution those of one prediction drawn"
+        Hints, "put predicted notions into solution prompts: the most named ones, or for each those of one prediction"
     ] = "off"
 
 

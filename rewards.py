@@ -13,13 +13,12 @@ notion "carry" appears in "carried" (`problems/notions.py`). Every function is p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from statistics import fmean
 from typing import Annotated
 
 from masa import MetaPrediction
 from problems.kinds import same_answer
 from problems.notions import stands, whole_phrase
-from problems.verify import answers_match as answers_match  # offered here, too
+from problems.verify import answers_match as answers_match  # not used here: it belongs to the public names of rewards
 from problems.verify import extract_answer
 
 
@@ -42,7 +41,7 @@ def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) ->
     """Return base ^ |predicted - actual pass rate|, both fractions: 1 if exact, 0.1 if off by half, 0.01 at worst.
 
     base 0: return Brier's 1 - |predicted - actual|^2 instead. It is a proper score: on average it pays most for the
-    true pass rate. The power pays most for the rate that comes true most often, such as 0 among hopeless problems.
+    true pass rate. The power pays most for the rate that comes true most often, even if most outcomes are far from it.
     """
     distance = abs(predicted - pass_rate)
     return base**distance if base else 1 - distance**2
@@ -90,14 +89,6 @@ class RewardOptions:
         self.components = tuple(name.strip() for name in self.meta_rewards.split(",") if name.strip())
         if unknown := set(self.components) - set(COMPONENTS):
             raise ValueError(f"--meta-rewards: found {', '.join(unknown)}, expected some of {', '.join(COMPONENTS)}")
-
-
-def mean_rewards(alignments: Sequence[AlignmentRewards]) -> dict[str, float | None]:
-    """Return the mean of each alignment reward as "reward_length" and so on; None where there are no rewards."""
-    return {
-        f"reward_{name}": fmean(getattr(rewards, name) for rewards in alignments) if alignments else None
-        for name in COMPONENTS
-    }
 
 
 def alignment_rewards(

@@ -28,7 +28,7 @@ from problems.source import Problem
 from problems.verify import timeouts
 from rewards import AlignmentRewards, alignment_rewards, solution_reward
 
-ALIVE = 0.75  # drop finished rows once at most this share of the rows is unfinished
+ALIVE = 0.75  # finished rows are dropped when at most this share of the rows is still drawing
 
 
 @dataclass
@@ -103,8 +103,9 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        parts = (draw or draw_plainly)(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens)
-        rows = [row for part in parts for row in zip(*(tensor.tolist() for tensor in part), strict=True)]
+        rows = []
+        for part in (draw or draw_plainly)(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens):
+            rows += zip(*(tensor.tolist() for tensor in part), strict=True)  # (token ids, log-probs, length) of each
     finally:
         model.train(was_training)
     rollouts = []
@@ -170,7 +171,7 @@ def _draw_batch(model, prompts, limits, n, end_tokens, uniforms, choose) -> tupl
         alive = (~ended).nonzero().squeeze(1)
         if len(alive) == 0:
             break
-        if len(alive) <= ALIVE * len(row):  # until then a finished row draws on, behind its length
+        if len(alive) <= ALIVE * len(row):  # until then finished rows keep drawing; `length` tells where they end
             cache.batch_select_indices(alive)
             row, token, mask, position, ended = (x[alive] for x in (row, token, mask, position, ended))
         mask = torch.cat([mask, mask.new_ones(len(row), 1)], 1)
@@ -221,9 +222,9 @@ class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
     explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
-    belief: what was read, the probabilities of the counts 0..8.  limit: longest solution.  hints: notions for its
-    solution prompts, one hint for all solutions or one for each.  meta_responses, responses: texts of predictions and
-    solutions.  timeouts: answers that the verifier gave up on.
+    belief: what was read, the probabilities of the counts 0..8.  limit: longest solution.  hints: the notions in each
+    of its solution prompts; usually there is one prompt, without notions, for all solutions.  meta_responses,
+    responses: texts of predictions and solutions.  timeouts: answers that the verifier gave up on.
     """
 
     problem: Problem
@@ -276,7 +277,8 @@ def read(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions) ->
     prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in attempts]
     for attempt, belief in zip(attempts, policy.spread(policy.beliefs, prompts), strict=True):
         attempt.belief = belief
-    return sum(len(prompt) + len(policy.counts[0]) for prompt in prompts)
+    opening, _ = policy.counts  # the tokens up to the count, and the nine tokens that a count can be
+    return sum(len(prompt) + len(opening) for prompt in prompts)
 
 
 def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, stream: torch.Generator) -> None:
@@ -285,7 +287,7 @@ def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, s
     def draw(some: Sequence[Attempt]) -> list[tuple]:
         prompts = [policy.encode(masa.solution_prompt(a.problem.text, hint)) for a in some for hint in a.hints]
         limits = [attempt.limit or sampling.max_new_tokens for attempt in some for _ in attempt.hints]
-        each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)  # solutions to a prompt
+        each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)  # solutions to one prompt
         groups = iter(policy.sample(prompts, each, sampling.max_new_tokens, sampling, stream, limits))
         return [verify(a.problem, [rollout for _ in a.hints for rollout in next(groups)]) for a in some]
 
@@ -316,18 +318,9 @@ def expert_answers(attempts: Sequence[Attempt], options: ImitationOptions) -> li
         happened = a.correct_lengths, a.pass_rate, options.expert_failures, options.expert_notion
         if target := masa.expert_target(a.predictions, notion_rewards, *happened):
             experts.append((a.problem.text, target))
-    room = sum(target.pass_rate > 0 for _, target in experts)  # for failures: as many as there are successes
-    answers = []
-    for text, target in experts:
-        room -= target.pass_rate == 0
-        if target.pass_rate > 0 or room >= 0:
-            answers.append((text, masa.render_meta(target)))
-    return answers
-
-
-def generated_tokens(rollouts: Sequence[Rollout]) -> int:
-    """Return what the rollouts cost, in generated tokens."""
-    return sum(len(rollout.response_ids) for rollout in rollouts)
+    failures = [i for i, (_, target) in enumerate(experts) if target.pass_rate == 0]
+    too_many = failures[len(experts) - len(failures) :]  # there may be as many as there are successes
+    return [(text, masa.render_meta(target)) for i, (text, target) in enumerate(experts) if i not in too_many]
 
 
 def main() -> None:

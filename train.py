@@ -5,8 +5,9 @@
 `python train.py` trains the embedded policy with MASA-efficient in minutes. `--algo grpo` is the same loop without
 predictions, `--algo masa` the one that trains predictions but never acts on them. Read `Trainer.step` beside the paper.
 
-Each option is declared in the file that reads it. What a run leaves on disk is in `engine/run_folder.py`. A variant
-(`--variant`) is a small subclass of `Trainer` in `variants/`. Left out: sampling ahead of updates.
+Each option is declared in the file that reads it, with its help and, in braces, its limits; "real" is its default for
+any model but the embedded policy. What a run leaves on disk is in `engine/run_folder.py`. A variant (`--variant`) is a
+small subclass of `Trainer` in `variants/`. Left out: sampling ahead of updates.
 """
 
 import argparse
@@ -42,8 +43,8 @@ from problems.source import DataOptions, Problem, Source, load_problems
 from rewards import RewardOptions
 from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
-# What --algo sets. GRPO is MASA without predictions; MASA-efficient adds gate, cutoff and experts: the defaults.
-# MASA-paper is version 2 as published, or version 1 with --experts (docs/paper.md).
+# What --algo sets. GRPO is MASA without predictions. MASA-efficient adds gate, cutoff and experts; it is what the
+# defaults say, so nothing is set. MASA-paper is version 2 as published, or version 1 with --experts (docs/paper.md).
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
@@ -57,7 +58,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
-WINDOW = 512  # the gate is judged on the explored ones of this many problems
+WINDOW = 512  # the gate is judged on those of the last so many problems that explored
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 
 
@@ -100,16 +101,16 @@ class Options(Parts):
         s = o.sampling
         if s.meta_reasoning and "max_meta_tokens" not in given:
             s.max_meta_tokens = s.max_new_tokens
-        needs = {"gate": o.gate.gate != "off" and "read" not in o.run.variant, "cutoff": o.gate.cutoff > 0}
-        needs |= {"hints": o.gate.hints != "off", "experts": o.imitation.experts}
-        needing = [] if s.predictions else [f"--{name}" for name, is_on in needs.items() if is_on]
+        uses = {"gate": o.gate.gate != "off" and "read" not in o.run.variant, "cutoff": o.gate.cutoff > 0}
+        uses |= {"hints": o.gate.hints != "off", "experts": o.imitation.experts}
+        lacking = [f"--{name}" for name, is_on in uses.items() if is_on and not s.predictions]
         unknown = [name for name in o.run.variant.split(",") if name not in ("", *VARIANTS)]
         for fault, message in (
             (s.meta_reasoning and embedded, "--meta-reasoning: the embedded policy cannot do it; name another --model"),
             (s.samples < 2, "--samples: found 1, expected at least 2: solutions are compared with each other"),
             (s.temperature == 0, "--temperature: found 0, expected above 0: greedy solutions are all the same"),
             (unknown, f"--variant: found {', '.join(unknown)}, expected some of {', '.join(VARIANTS)}"),
-            (needing, f"--predictions 0 leaves {', '.join(needing)} nothing to go by; see --algo grpo"),
+            (lacking, f"--predictions 0 leaves {', '.join(lacking)} nothing to go by; see --algo grpo"),
         ):
             if fault:
                 raise OptionError(message)
@@ -140,10 +141,10 @@ class Trainer:
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
-        """Make one step of training; return its figures and its attempts. In step 0 nothing is drawn or trained yet."""
+        """Make one step of training; return its figures and its attempts. Step 0 only measures the start."""
         o, acts, lost_before = self.options, self.acts(step), self.counters["skipped_updates"]
         attempts, wanted = list[Attempt](), o.run.problems
-        for draw in itertools.count() if step else ():  # once, unless a variant wants more problems
+        for draw in itertools.count() if step else ():  # once, unless a variant wants more problems; never in step 0
             fresh = self.next_attempts(wanted, step, explore=o.gate.explore if acts else 1.0)
             # 1. Predict: how often right, how long, with which notions?
             self.announce("predicting")
@@ -184,9 +185,10 @@ class Trainer:
     def acts(self, step: int) -> bool:
         """Decide whether to act on predictions: from --efficient-from on, while the gate is trusted.
 
-        It is if it would have skipped at most --gate-loss of what explored and taught something in the last WINDOW.
+        The gate is trusted if, of those of the last WINDOW problems that explored and taught something, it would have
+        skipped at most --gate-loss.
         """
-        start = step - max(1, WINDOW // self.options.run.problems)
+        start = step - max(1, WINDOW // self.options.run.problems)  # `explored` may reach further back
         would_skip = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
         trusted = sum(would_skip) <= self.options.gate.gate_loss * len(would_skip)
         return step >= self.options.gate.efficient_from and (trusted or self.options.gate.gate == "off")
@@ -197,7 +199,7 @@ class Trainer:
             predict(self.policy, attempts, self.options.sampling, self.stream(step, f"predict {draw}"))
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
-        """Set what is skipped, the limits and the hints, from the predictions (section 3.3)."""
+        """Set what is skipped and the limits, unless a problem explores, and the hints (section 3.3)."""
         rng = random.Random(f"{self.options.run.seed}/{self.drawn}/hints")
         for attempt in attempts:
             if not attempt.explores:
@@ -214,7 +216,7 @@ class Trainer:
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
-        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # --cutoff 0: the default, only to report on it
+        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0, what the default would cut
         return masa.length_limit(attempt.predictions, multiplier, self.options.sampling.max_new_tokens)
 
     def stream(self, step: int, purpose: str) -> torch.Generator:
@@ -239,10 +241,10 @@ class Trainer:
     # ---- 6. to 8.: what is learned
 
     def samples(self, solved: Sequence[Attempt]) -> list[Sample]:
-        """Return all rollouts with their advantages; solutions and predictions of a problem are separate groups."""
+        """Return all rollouts with their advantages; solutions and predictions ("meta") of a problem are two groups."""
         components = self.options.rewards.components
         groups = [("solution", a.solutions, [float(right) for right in a.correct]) for a in solved]
-        groups += [("meta", a.meta_rollouts, [rewards.mean(components) for rewards in a.alignments]) for a in solved]
+        groups += [("meta", a.meta_rollouts, [each.mean(components) for each in a.alignments]) for a in solved]
         samples = []
         for number, (kind, rollouts, rewards) in enumerate(groups):
             advantages = grpo.group_advantages(torch.tensor([rewards]), self.options.update.normalize_std)
@@ -276,7 +278,7 @@ class Trainer:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
             loss = self.supervise([self.policy.demonstration(o.sampling.ask(p), answer) for p, answer in batch], lr)
             self.counters["experts_cloned"] += len(batch)
-        return {"expert_loss": loss, "read_loss": None}
+        return {"expert_loss": loss, "read_loss": None}  # the latter is for variants/read.py to fill in
 
     def supervise(self, samples: list[Sample], lr: float) -> float:
         """Make one supervised step on the samples; return the mean negative log-likelihood of their tokens before."""
@@ -302,8 +304,8 @@ class Trainer:
         self.counters.update(cost_of_rollouts(attempts, self.policy.model.num_parameters()))
         explored = [a for a in attempts if a.explores and a.solutions and (a.predictions or a.belief)]
         self.explored.extend(judge(a, step, self.would_skip(a), self.limit(a)) for a in explored)
-        judged = self.explored if self.options.gate.explore or not self.acts(step) else ()  # else it would be outdated
-        return step_figures(attempts, judged)
+        outdated = self.acts(step) and not self.options.gate.explore  # nothing explores any more
+        return step_figures(attempts, [] if outdated else self.explored)
 
     def evaluate(self) -> tuple[dict[str, Any], list[Attempt]]:
         """Return figures and attempts on the held-out problems, neither skipped nor cut, always by the same draws."""
@@ -326,45 +328,41 @@ def make_trainer(options: Options, model: str = "", kind: type[Trainer] = Traine
 
 def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[dict[str, Any]]:
     """Train as the options say, into the folder `path`; return all rows of its metrics.jsonl."""
-    o = options
-    folder = RunFolder(path, o.flat(), o.run.resume, o.run.keep)
-    trainer = make_trainer(o, str(folder.checkpoint or ""), kind)
+    folder = RunFolder(path, options.flat(), options.run.resume, options.run.keep)
+    trainer = make_trainer(options, str(folder.checkpoint or ""), kind)
     policy = trainer.policy
-    print(terminal.first_lines(policy, trainer.source, trainer.held_out, o.model.model))
-    memory.announce(policy, o.flat())
+    print(terminal.first_lines(policy, trainer.source, trainer.held_out, options.model.model))
+    memory.announce(policy, options.flat())
     last = folder.restore(trainer)
-    bar = tqdm(total=o.run.steps, initial=max(last, 0), disable=policy.rank > 0, bar_format=terminal.BAR)
+    bar = tqdm(total=options.run.steps, initial=max(last, 0), disable=policy.rank > 0, bar_format=terminal.BAR)
     trainer.announce = lambda phase: bar.set_description_str(f"{phase:<10}")
     with StopRequest() as stop:
-        for step in range(last + 1, o.run.steps + 1):
+        for step in range(last + 1, options.run.steps + 1):
             started = time.monotonic()
             figures, attempts = trainer.step(step)
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
             figures |= dict.fromkeys(evaluation.IN_METRICS)
-            if step % o.evaluation.eval_every == 0 or step == o.run.steps:
+            if step % options.evaluation.eval_every == 0 or step == options.run.steps:
                 evaluated, held_out = trainer.evaluate()
-                seconds = trainer.counters["training_ms"] / 1000  # without evaluations and the oracle's probes
+                seconds = trainer.counters["training_ms"] / 1000  # without evaluations
                 folder.log_evaluation(step, seconds, [transcript(attempt, step) for attempt in held_out])
                 figures |= evaluated
             figures |= {name: trainer.counters[name] for name in COUNTERS}
-            folder.log(step, figures, [transcript(attempt, step) for attempt in attempts[: o.run.transcripts]])
+            folder.log(step, figures, [transcript(attempt, step) for attempt in attempts[: options.run.transcripts]])
             bar.update(min(step, 1))
             bar.set_postfix_str(terminal.live(folder.rows))
             run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
             stopping = stop.requested(policy.agree)
-            if (step and step % o.run.save_every == 0) or step == o.run.steps or stopping:
+            if (step and step % options.run.save_every == 0) or step == options.run.steps or stopping:
                 folder.save(trainer, step)
-            if stopping and step < o.run.steps:
-                raise Stopped(stopping, f"step {step} of {o.run.steps}", path)
+            if stopping and step < options.run.steps:
+                raise Stopped(stopping, f"step {step} of {options.run.steps}", path)
     bar.close()
     return folder.rows
 
 
 def resolve(given: Mapping[str, Any], path: Path) -> Options:
-    """Return the options: those given, over those of the run in `path` if it is to be resumed.  Raises OptionError.
-
-    A run stays one experiment: other problems, another model, algorithm or seed are refused. Any other change is told.
-    """
+    """Return the options given, over those of the run in `path` if that is resumed.  Raises OptionError."""
     config = run_folder.read_config(path) if given.get("resume") else {}
     if config:
         Options.check({**config, **given}, str(path / "config.json"))

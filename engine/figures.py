@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from grpo import Sample
-from rewards import COMPONENTS, mean_rewards
-from rollout import Attempt, generated_tokens
+from rewards import COMPONENTS
+from rollout import Attempt, Rollout
 
 # The cumulative figures in metrics.jsonl.
 COUNTERS = """tokens_solution tokens_meta tokens_zero_variance tokens_trained tokens_read rollouts flops problems_seen
@@ -49,12 +49,16 @@ def step_figures(attempts: Sequence[Attempt], explored: Collection[Judgement]) -
         "gate_recall": _mean([skip for _, skip, useless, *_ in explored if useless]),
         "wrongly_cut_frac": sum(correct for *_, correct in explored) / beyond if beyond else None,
         "parsed_frac": _mean([prediction is not None for a in attempts for prediction in a.predictions]),
-        **mean_rewards([rewards for a in solved for rewards in a.alignments]),
+        **{f"reward_{c}": _mean([getattr(r, c) for a in solved for r in a.alignments]) for c in COMPONENTS},
     }
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def generated_tokens(rollouts: Sequence[Rollout]) -> int:
+    return sum(len(rollout.response_ids) for rollout in rollouts)
 
 
 def cost_of_rollouts(attempts: Sequence[Attempt], parameters: int) -> Counter[str]:

@@ -34,6 +34,7 @@ import grpo
 import masa
 import rollout
 from engine import update
+from engine.figures import generated_tokens
 from rewards import answers_match, solution_reward
 from train import Options, Trainer, make_trainer
 
@@ -90,7 +91,7 @@ def sampler_row(model: str) -> Sides:
         problems = trainer.source.train(0, 0, o.run.problems)
         prompts = [policy.encode(masa.solution_prompt(problem.text)) for problem in problems]
         groups = policy.sample(prompts, o.sampling.samples, o.sampling.max_new_tokens, o.sampling, stream)
-        return sum(map(rollout.generated_tokens, groups))
+        return sum(map(generated_tokens, groups))
 
     samplers: dict[str, Callable] = {"generate": generate, "plain": rollout.sample, "engine": engine.sample}
     trainers = {dtype: trainer_of(model, dtype) for dtype in DTYPES}

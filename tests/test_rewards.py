@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.figures import step_figures
 from masa import MetaPrediction
 from models import loading
 from problems.notions import inflections
@@ -17,11 +18,10 @@ from rewards import (
     alignment_rewards,
     difficulty_reward,
     length_reward,
-    mean_rewards,
     notion_reward,
     solution_reward,
 )
-from rollout import Attempt, SamplingOptions, solve
+from rollout import Attempt, Rollout, SamplingOptions, solve
 
 
 def test_solution_reward():
@@ -152,8 +152,10 @@ def test_the_meta_reward_is_the_mean_of_the_chosen_components():
     milder = alignment_rewards(prediction, [20, 30], 0.75, RESPONSES, CORRECT, "A chain of sums", difficulty_base=0.25)
     assert milder.difficulty == pytest.approx(0.25**0.25)
     assert rewards.mean(()) == 0.0
-    assert mean_rewards([rewards, AlignmentRewards()])["reward_notion"] == 0.25
-    assert mean_rewards([]) == {"reward_length": None, "reward_difficulty": None, "reward_notion": None}
+    solved = Attempt(Problem("9+8", "17"), solutions=[Rollout([1], [2], [0.0], "stop")], correct=[True])
+    assert step_figures([solved], ())["reward_notion"] is None
+    solved.alignments = [rewards, AlignmentRewards()]
+    assert step_figures([solved], ())["reward_notion"] == 0.25
 
 
 def test_components_are_chosen_by_name():
