@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from problems import arithmetic, files, words
 from problems.arithmetic import chain_steps
-from problems.source import GENERATORS, DataOptions, Problem, ProblemError, is_held_out, load_problems
+from problems.source import GENERATORS, DataOptions, Problem, ProblemError, is_held_out, load_problems, main
 
 
 def problems_of(name: str, count: int, **options) -> list[Problem]:
@@ -312,6 +312,16 @@ def test_small_files_keep_a_problem_on_each_side(tmp_path, count):
     source = load_problems(write(tmp_path / "a.jsonl", *records(count)))
     held, trained = set(source.heldout(99)), set(source.train(0, 0, 3 * count))
     assert held and trained and not held & trained and len(held | trained) == count
+
+
+def test_a_file_of_generated_problems_has_some_of_both_sides(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["source.py", "arithmetic", "90"])
+    main()
+    path = tmp_path / "problems.jsonl"
+    path.write_text(capsys.readouterr().out)
+    source = load_problems(str(path))
+    assert [len(path.read_text().splitlines()), len(source.heldout(None))] == [100, 10]
+    assert all(map(is_held_out, source.heldout(None))) and not any(map(is_held_out, source.train(0, 0, 90)))
 
 
 def test_a_single_problem_can_be_trained_on_but_not_held_out(tmp_path):
