@@ -381,7 +381,6 @@ def main() -> None:
     parser = build_parser()
     parser.add_argument("--explain", action="store_true", help="tell one step in full, with real numbers; no run")
     given = vars(parser.parse_args())
-    terminal.accept_every_character()
     end = terminal.ending("train.py", "; --resume continues from the last checkpoint")
     with end, parallel.processes(pick_device(given.get("device", "auto"))):
         if given.pop("explain"):

@@ -38,6 +38,7 @@ def ending(script: str, to_continue: str = "") -> Iterator[None]:
 
     to_continue: what to do after Ctrl-C.
     """
+    accept_every_character()
     try:
         yield
     except Stopped as stop:
