@@ -177,6 +177,7 @@ def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
+    print(f"{found.name}: {found.size}")
     whole = options.whole or is_set  # nobody trains on the paper's sets, so none of their problems are kept apart
     every = options.whole or (is_set and options.as_published)
     return found.heldout(None if every and not is_endless else options.problems, whole=whole)

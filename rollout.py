@@ -103,7 +103,7 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        rows = []
+        rows: list[tuple] = []
         for part in (draw or draw_plainly)(model, prompts, limits, n, end_tokens, uniforms, choose, max_cache_tokens):
             rows += zip(*(tensor.tolist() for tensor in part), strict=True)  # (token ids, log-probs, length) of each
     finally:

@@ -131,10 +131,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameters, weight_decay=grpo.WEIGHT_DECAY)
         shared = options.imitation.expert_optimizer == "shared"
         self.expert_optimizer = self.optimizer if shared else torch.optim.AdamW(parameters, weight_decay=0.0)
-        self.held_out = [p for p in source.heldout(options.evaluation.eval_problems) if self.fits(p)]
+        self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
+        held_out = source.heldout(options.evaluation.eval_problems)
+        self.held_out = [problem for problem in held_out if self.fits(problem)]
+        self.counters["prompts_too_long"] = len(held_out) - len(self.held_out)
         if not self.held_out:
             raise OptionError("--max-prompt-tokens: the prompts of all held-out problems are longer")
-        self.drawn, self.counters = 0, Counter[str]()  # position in the stream of problems; cumulative figures
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done

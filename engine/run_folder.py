@@ -114,6 +114,8 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise RunError(f"{path}: expected only numbers, texts and tensors, found other objects") from error
+        if state["data"] != trainer.source.checksum:
+            raise RunError(f"--resume: the problems of {trainer.source.name} are others than when {path} was written")
         trainer.drawn, trainer.counters = state["drawn"], Counter(state["counters"])
         trainer.experts, trainer.lessons = ([tuple(pair) for pair in state[name]] for name in ("experts", "lessons"))
         trainer.explored.extend(tuple(judged) for judged in state["explored"])
@@ -160,6 +162,7 @@ class RunFolder:
         whole = parallel.whole_state if self.sharded else lambda state: state  # a sharded model: all ranks gather it
         weights = whole(dict(trainer.policy.model.named_parameters())) if self.sharded else None
         state = {
+            "data": trainer.source.checksum,
             "drawn": trainer.drawn,
             "counters": dict(trainer.counters),
             "experts": list(trainer.experts),

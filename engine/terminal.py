@@ -29,6 +29,7 @@ IN_SUMMARY = {
     "experts_cloned": "expert predictions imitated",
     "unparsed_predictions": "predictions not parsed",
     "skipped_updates": "updates lost to NaN or inf",
+    "prompts_too_long": "prompts too long, left out",
 }
 
 
@@ -102,7 +103,7 @@ def summary(rows: Sequence[dict]) -> str:
         if name.endswith("_frac"):
             shares = [row.get(name) or 0.0 for row in rows if row["step"]]
             lines.append(f"{label:<28}{sum(shares) / max(1, len(shares)):>10.1%} on average over all steps")
-        elif last.get(name) or name != "skipped_updates":
+        elif last.get(name) or name not in ("skipped_updates", "prompts_too_long"):
             lines.append(f"{label:<28}{last.get(name, 0):>10,}")
     return "\n".join([*lines, f"{'wall time':<28}{last['wall_s']:>9.0f}s", *_advice(rows)])
 

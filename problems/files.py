@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from problems.source import GENERATORS, Problem, ProblemError
-from problems.verify import extract_answer
+from problems.verify import answers_match, extract_answer
 
 TEXT_KEYS, ANSWER_KEYS = ("problem", "question", "prompt"), ("answer", "ground_truth", "solution")  # by preference
-NO_ANSWERS = ("", "proof", "notfound", "nan")  # what data sets write where there is nothing to compare with
+# What data sets write where there is nothing to compare with.
+NO_ANSWERS = "", *"proof notfound nan none null n/a #n/a #ref! [] {} - ? tbd".split()
+LIST_AS_TEXT = r"""\[\s*(["'])(.*)\1\s*\]"""  # '["5"]'
+# Fields that belong to a problem, but are not in its text: choices (also A, option_a, opa) and what it is about.
+APART = r"choices|options?(_?[a-e1-5])?|[A-E]|op[a-e]|passage|context|input|images?"
 HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+){1,2}(:.+)?"
 Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE:LINE", starts error messages
 
@@ -29,7 +33,8 @@ Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE
 def answer_in(record: dict[str, Any]) -> str:
     r"""Return the answer of a record, or "". A solution counts only if it marks its answer with \boxed{} or ####.
 
-    A list is taken if it holds a single answer. A box wins over ####, which is also a heading of Markdown.
+    A list is taken if it holds a single answer. A box wins over ####, which is also a heading of Markdown: then lines
+    follow.
     """
     for key in ANSWER_KEYS:
         value = record.get(key)
@@ -37,53 +42,66 @@ def answer_in(record: dict[str, Any]) -> str:
         text = value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
         if text.strip().casefold() in NO_ANSWERS[1:]:
             return ""
+        if single := re.fullmatch(LIST_AS_TEXT, text.strip()):
+            text = "" if single[1] in single[2] else single[2]
         if r"\boxed{" in text or (key == "solution" and "####" not in text):
             text = extract_answer(text) or ""
-        else:
-            text = text.rpartition("####")[2]
+        elif "####" in text:
+            text = "" if "\n" in (last := text.rpartition("####")[2].strip()) else last
         if text.strip():
             return text.strip()
     return ""
 
 
 def level_in(record: dict[str, Any]) -> int:
-    """Return the level of a record, 0 if it has none: 4, "4" and "Level 4" are 4."""
-    digits = re.search(r"\d{1,9}", str(record.get("level")))
-    return int(digits[0]) if digits else 0
+    """Return the level of a record, 0 if it has none: 4, 4.0, "4" and "Level 4" are 4."""
+    level = re.fullmatch(r"(?:level )?(\d{1,9})(?:\.0)?", str(record.get("level")).strip().casefold())
+    return int(level[1]) if level else 0
+
+
+def text_in(record: dict[str, Any]) -> str:
+    """Return the text of a problem, or "". A chat is one message of the user, perhaps after one of the system."""
+    text = next((record[key] for key in TEXT_KEYS if record.get(key)), "")
+    if isinstance(text, list):
+        roles = [turn.get("role") for turn in text if isinstance(turn, dict)]
+        said = [turn["content"] for turn in text if isinstance(turn, dict) and isinstance(turn.get("content"), str)]
+        text = "\n".join(said) if len(said) == len(text) and roles in (["user"], ["system", "user"]) else ""
+    return text.strip() if isinstance(text, str) else ""
 
 
 def read_problem(record: Any, place: str) -> Problem:
     """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NO_ANSWERS.
 
-    Raises ProblemError, also for options in a field of their own: the problem would be asked without them.
+    Raises ProblemError, also if two fields disagree, or if there are fields that the problem would be asked without.
     """
     if not isinstance(record, dict):
         raise ProblemError(f"{place}: found a {type(record).__name__}, expected an object")
-    text = next((record[key] for key in TEXT_KEYS if record.get(key)), "")
-    if isinstance(text, list):  # a chat: the problem is the last message of the user
-        said = [turn.get("content") for turn in text if isinstance(turn, dict) and turn.get("role") == "user"]
-        text = said[-1] if said else ""
-    text = text.strip() if isinstance(text, str) else ""
-    nested = record.get("reward_model")  # where the data sets of verl and DAPO keep the answer
+    text, nested = text_in(record), record.get("reward_model")  # where the data sets of verl and DAPO keep the answer
     kind = record["kind"] if record.get("kind") in ("choice", "truth", "literal") else "free"
-    answer = answer_in({**nested, **record} if isinstance(nested, dict) else record)
+    record = {**nested, **record} if isinstance(nested, dict) else record
+    answer = answer_in(record)
     if kind == "literal":  # a string in it may hold anything
         answer = str(record.get("answer", ""))
     given = [str(record[key] or "").strip() for key in ANSWER_KEYS if key in record]
     is_blank = any(value.casefold() in NO_ANSWERS or r"\boxed{}" in value for value in given)
     if not (text and (answer or is_blank)):
         what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
+        what += " (in a chat: one message of the user, perhaps after one of the system)" if "prompt" in record else ""
         found = {key: record[key] for key in keys if key in record}
         shown = reprlib.repr(found) if found else f"the keys {list(record)}"
         raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
-    if apart := [key for key in ("choices", "options") if record.get(key)]:
-        raise ProblemError(
-            f"{place}: found {apart[0]}, expected them in the text of the problem; delete the field then"
-        )
-    if re.search("[\ud800-\udfff]", text + answer):
-        raise ProblemError(
-            f"{place}: found half of a surrogate pair (such as \\ud83d alone), expected whole characters"
-        )
+    texts = {text_in({key: record.get(key)}) for key in ("problem", "question")} - {""}
+    answers = {answer_in({key: record.get(key)}) for key in ("answer", "ground_truth")} - {""}
+    rivals = texts if len(texts) > 1 else answers if len(answers) > 1 and not answers_match(*answers) else ()
+    apart = next((key for key in record if record[key] and re.fullmatch(APART, str(key))), "")
+    half = "half of a surrogate pair (as \\ud83d alone)" if re.search("[\ud800-\udfff]", text + answer) else ""
+    for fault, expected in (
+        (" and ".join(sorted(rivals)), "one of these: delete a field"),
+        (apart, "it in the text of the problem; delete the field if it does not belong there"),
+        (half, "whole characters"),
+    ):
+        if fault:
+            raise ProblemError(f"{place}: found {fault}, expected {expected}")
     return Problem(text, answer, level_in(record), kind)
 
 
@@ -95,12 +113,21 @@ def read_text(name: str) -> str:
         raise ProblemError(f"{name}: found {error}, expected a file in UTF-8 that can be read") from error
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.  Raises ValueError if it has a key twice."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"a key twice among {[key for key, _ in pairs]}")
+    return record
+
+
 def read_json(name: str) -> Records:
     """Yield the records of a JSON file: objects one after the other, a list, or an object that holds exactly one list.
 
     What is in the file decides, whether it is named .json or .jsonl.
     """
-    text, decoder, values = read_text(name), json.JSONDecoder(), list[tuple[str, Any]]()
+    text, decoder = read_text(name), json.JSONDecoder(object_pairs_hook=unique)
+    values: list[tuple[str, Any]] = []
     end, line = 0, 1
     try:
         while match := re.compile(r"\s*(?=\S)").match(text, end):
@@ -127,9 +154,10 @@ def read_csv(name: str) -> Records:
     try:
         header = [column.strip() for column in next(rows, [])]
         for row in (row for row in rows if row):
-            if len(row) != len(header) or len({*header}) < len(header):
+            if len(row) != len(header) or len({*header}) < len(header) or row[:2] == header[:2]:
+                found = "the header again" if row[:2] == header[:2] else f"{len(row)} fields"
                 expected = f"one for each of {', '.join(header)}; a text with a comma needs quotes"
-                raise ProblemError(f"{name}:{rows.line_num}: found {len(row)} fields, expected {expected}")
+                raise ProblemError(f"{name}:{rows.line_num}: found {found}, expected {expected}")
             yield f"{name}:{rows.line_num}", dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ProblemError(f"{name}:{rows.line_num}: found {error}, expected CSV") from error

@@ -75,6 +75,7 @@ class Source:
     problem: Callable[[int, int], Problem]  # (seed, index) -> problem of the training stream of that seed
     held_out: Callable[[int, bool], Iterable[Problem]]  # (seed, whole) -> distinct problems; see heldout
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> number of problems of a file that were dropped
+    checksum: int = 0  # of the problems of a file, so that a resumed run notices that they have changed
 
     def train(self, seed: int, start: int, count: int) -> list[Problem]:
         """Return problems start .. start+count-1 of the stream of this seed."""
@@ -136,7 +137,9 @@ def generated_source(name: str, draw: Callable[[random.Random], Problem]) -> Sou
 def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] | None) -> Source:
     """Serve the distinct problems of a list, in a new order in each epoch."""
     answered = [problem for problem in problems if problem.answer]
-    distinct = {problem.text: problem for problem in reversed(answered)}.values()  # keeps the first with each text
+    key = {problem: "".join(problem.text.split()) for problem in answered}  # "8 + 5" is "8+5"
+    distinct = {key[problem]: problem for problem in reversed(answered)}.values()  # keeps the first with each key
+    differing = len({(key[problem], problem.answer) for problem in answered}) - len(distinct)
     chosen = [problem for problem in distinct if levels is None or problem.level in levels]
     if not chosen:
         if not distinct:
@@ -162,9 +165,11 @@ def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] 
             raise ProblemError(f"{name}: found one problem, expected two or more to hold one out")
         return random.Random(f"held out {seed}").sample(among, len(among))
 
-    skipped = Counter({"blank answer": len(problems) - len(answered), "duplicate": len(answered) - len(distinct)})
+    skipped = Counter({"blank answer": len(problems) - len(answered), "with another answer than before": differing})
+    skipped |= Counter({"duplicate": len(answered) - len(distinct) - differing})
     size = f"{len(chosen):,} problems: {len(trained):,} to train, {len(held):,} held out"
-    return Source(name, size, problem, held_out, +(skipped + Counter({"other level": len(distinct) - len(chosen)})))
+    skipped |= Counter({"other level": len(distinct) - len(chosen)})
+    return Source(name, size, problem, held_out, +skipped, zlib.crc32(repr(chosen).encode("utf-8", "surrogatepass")))
 
 
 def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
@@ -194,7 +199,9 @@ def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
 def main() -> None:
     if sys.argv[1:]:
         source, count = load_problems(sys.argv[1]), int(sys.argv[2])
-        for problem in source.train(seed=0, start=0, count=count) + source.heldout(count // 9):  # as a tenth is held out
+        for problem in source.train(seed=0, start=0, count=count) + source.heldout(
+            count // 9
+        ):  # as a tenth is held out
             print(as_line(problem))
         return
     for name in GENERATORS:

@@ -247,7 +247,7 @@ ANSWERS += [({"answer": r"\text{(A)}"}, r"\text{(A)}"), ({"ground_truth": 0}, "0
 ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}")]
 ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{2"}, "1")]
 ANSWERS += [({"solution": r"never closed \boxed{1", "ground_truth": 3}, "3")]
-ANSWERS += [({"answer": "5", "solution": r"\boxed{6}", "ground_truth": "7"}, "5")]
+ANSWERS += [({"answer": "5", "solution": r"\boxed{6}", "ground_truth": "5.0"}, "5"), ({"answer": "['5']"}, "5")]
 ANSWERS += [({"answer": "", "solution": r"\boxed{6}"}, "6"), ({"answer": None, "ground_truth": "7"}, "7")]
 ANSWERS += [({"reward_model": {"style": "rule", "ground_truth": "34"}}, "34")]
 ANSWERS += [({key: "So \\boxed{5}.\n#### Check\n2 + 3 = 5"}, "5") for key in ("solution", "answer")]
@@ -260,16 +260,19 @@ def test_answers_in_records(tmp_path, record, answer):
 
 
 def test_levels_in_records(tmp_path):
-    for level, read in ((3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0)):
+    levels = (3, 3), ("4", 4), ("Level 5", 5), ("Level ?", 0), (None, 0), (2.0, 2), (True, 0), (-1, 0), ("AMC10", 0)
+    for level, read in levels:
         record = {"problem": "q", "answer": "1", "level": level}
         assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("q", "1", read)]
 
 
 def test_chat_prompts_and_kinds(tmp_path):
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "früher"}]
-    chat += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "wie groß? 🙂"}]
-    record = {"prompt": chat, "answer": "B", "kind": "choice"}
-    assert whole(write(tmp_path / "a.jsonl", record)) == [Problem("wie groß? 🙂", "B", 0, "choice")]
+    chat = [{"role": "system", "content": "In base 7:"}, {"role": "user", "content": "wie groß? 🙂"}]
+    for turns, text in ((chat, "In base 7:\nwie groß? 🙂"), (chat[1:], "wie groß? 🙂")):
+        record = {"prompt": turns, "answer": "B", "kind": "choice"}
+        assert whole(write(tmp_path / "a.jsonl", record)) == [Problem(text, "B", 0, "choice")]
+    with pytest.raises(ProblemError, match="in a chat: one message of the user"):
+        whole(write(tmp_path / "a.jsonl", {"prompt": [*chat, *chat[1:]], "answer": "B"}))
 
 
 def test_jsonl_with_blank_lines_byte_order_mark_and_line_separators(tmp_path):
@@ -334,11 +337,13 @@ def test_a_single_problem_can_be_trained_on_but_not_held_out(tmp_path):
 def test_problems_left_out_are_counted(tmp_path, capsys):
     """MATH itself has a problem whose answer is an empty box. That must not keep anyone from using it."""
     blanks = [{"problem": "a", "answer": "", "solution": r"so \boxed{}."}, {"problem": "b", "solution": r"\boxed{}."}]
-    unproved = ("proof", "Proof", "notfound", None)
+    unproved = ("proof", "N/A", "notfound", None)
     blanks += [{"problem": f"c {answer}", "answer": answer, "solution": "prose"} for answer in unproved]
-    path = write(tmp_path / "a.jsonl", *blanks, *records(30), *records(6))
+    again = [{"problem": "What is  0+0?", "answer": "0"}, {"problem": "What is 0+0?", "answer": "1"}]
+    path = write(tmp_path / "a.jsonl", *blanks, *records(30), *records(6), *again)
     source = load_problems(path, levels=(1,))
-    assert source.skipped == {"blank answer": 6, "duplicate": 6, "other level": 20}
+    reasons = {"blank answer": 6, "duplicate": 7, "with another answer than before": 1, "other level": 20}
+    assert source.skipped == reasons
     source.print_skipped()
     assert "a.jsonl: 6 problems left out (blank answer)" in capsys.readouterr().out
     assert {problem.level for problem in source.train(0, 0, 20)} == {1}
@@ -361,6 +366,13 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
         ('{"problem": "q", "answer": [1, 2]}', r":1: found \{'answer': \[1, 2\]\}, expected an answer"),
         ('{"problem": "q", "answer": {"value": 1}}', r":1: found \{'answer': \{'value': 1\}\}, expected an answer"),
         ('{"problem": "which?", "answer": 1, "choices": ["a", "b"]}', ":1: found choices"),
+        ('{"question": "which?", "option_a": "1", "answer": "B"}', ":1: found option_a"),
+        ('{"question": "who?", "passage": "They met.", "answer": "B"}', ":1: found passage"),
+        ('{"question": "q", "answer": "6", "ground_truth": "5"}', ":1: found 5 and 6, expected one of these"),
+        ('{"question": "q", "problem": "p", "answer": "6"}', ":1: found p and q, expected one of these"),
+        ('{"problem": "q", "answer": "#### 5\\n\\nsure"}', ":1: .*expected an answer"),
+        ("""{"problem": "q", "answer": "['5', '6']"}""", ":1: .*expected an answer"),
+        ('{"problem": "q", "answer": "1", "answer": "2"}', ":1: found a key twice"),
         (r'{"problem": "q \ud83d", "answer": "1"}', ":1: found half of a surrogate pair"),
         ("\n  \n", ": found no problem, expected at least one"),
         ("[" * 100_000, ":1: found .*expected JSON"),
@@ -377,6 +389,7 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
     "a.csv": [
         ('problem,answer\nq,"1,000"\nq, r,2\n', ":3: found 3 fields, expected one for each of problem, ans"),
         ("problem,answer\nq\n", ":2: found 1 fields"),
+        ("problem,answer\nq,1\nproblem,answer\n", ":3: found the header again"),
         ("problem,answer,answer\nq,1,2\n", ":2: found 3 fields"),
         ('problem,answer\n"q,1\n', ":2: found unexpected end of data"),
         ("q;1\nr;2\n", r":2: found the keys \['q;1'\]"),
@@ -453,3 +466,10 @@ def test_parquet(tmp_path):
     rows = [{**record, "prompt": [{"role": "user", "content": record.pop("problem")}]} for record in records(20)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a [b].parquet")  # no pattern, just a name
     assert len(whole(str(tmp_path / "a [b].parquet"))) == 20
+
+
+def test_the_checksum_of_a_file_depends_on_its_problems_and_not_on_their_order(tmp_path):
+    rows = records(9)
+    changed = [*rows[1:], rows[0] | {"answer": "9"}]
+    sums = [load_problems(write(tmp_path / "a.jsonl", *some)).checksum for some in (rows, rows[::-1], changed)]
+    assert sums[0] == sums[1] != sums[2]

@@ -260,6 +260,9 @@ def test_trust_in_the_gate_is_kept_in_a_checkpoint(tmp_path):
     folder.save(trainer, 1)
     assert RunFolder(tmp_path, trainer.options.flat(), True, 2).restore(resumed) == 1
     assert not trainer.acts(2) and not resumed.acts(2) and resumed.lessons == trainer.lessons
+    resumed.source.checksum += 1
+    with pytest.raises(RunError, match="--resume: the problems of arithmetic are others than when"):
+        RunFolder(tmp_path, trainer.options.flat(), True, 2).restore(resumed)
 
 
 @pytest.mark.parametrize(
@@ -364,9 +367,10 @@ def test_the_learning_rates_warm_up_and_fade():
 def test_problems_with_a_long_prompt_are_skipped_and_counted():
     # <user>, <assistant>, the two halves of the instruction and the two digits of 96 leave five characters.
     trainer = small_trainer(max_prompt_tokens=11, eval_problems=60)
+    assert trainer.counters["prompts_too_long"] == (held_out := 60 - len(trainer.held_out)) > 0
     attempts = trainer.next_attempts(6, step=1, explore=0.0)
     assert all(len(attempt.problem.text) <= 5 for attempt in attempts)
-    assert trainer.counters["prompts_too_long"] == trainer.drawn - 6 > 0
+    assert trainer.counters["prompts_too_long"] - held_out == trainer.drawn - 6 > 0
     assert all(len(problem.text) <= 5 for problem in trainer.held_out)
     with pytest.raises(OptionError, match="--max-prompt-tokens: the prompts of all held-out"):
         small_trainer(max_prompt_tokens=2)
