@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "efficient-hints": {"algo": "masa-efficient", "hints": "votes"},
     "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
     "efficient-refill": {"algo": "masa-efficient", "variant": "refill"},
-    # The paper's two phases: one never acts on predictions, the other always.
+    # Named after the paper's two phases: the first never acts on predictions, the second always.
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},
     "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},
 }

@@ -113,7 +113,7 @@ def attempt_all(
         for attempt in batch if hints else ():
             attempt.hints = [masa.hint_notions(attempt.predictions)]
         solve(policy, batch, sampling, stream)
-        align(batch)
+        align(batch)  # by the paper's rules, whatever was trained with
     return attempts
 
 
@@ -123,7 +123,7 @@ def summarize(attempts: Sequence[Attempt]) -> dict[str, Any]:
     samples = len(attempts[0].solutions)
     levels = sorted({a.problem.level for a in attempts})
     ks = [2**j for j in range(samples.bit_length())]
-    accuracies = np.mean([a.correct for a in attempts], axis=0)  # of the whole set, by the solutions j of all problems
+    accuracies = np.mean([a.correct for a in attempts], axis=0)  # of each sampling j: the solutions j of all problems
     return {
         "problems": len(attempts),
         "samples": samples,
@@ -164,23 +164,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
     sets = f"each is {', '.join(source.GENERATORS)}, a file, or one of {', '.join(benchmarks.BENCHMARKS)}"
     parser.add_argument("--data", nargs="+", default=["arithmetic"], help=sets)
-    other = {"samples": 32, "predictions": 4}
-    training_only = ("model", "max_prompt_tokens", "gradient_checkpointing", "shard")
-    add_flags(parser, [TestOptions, SamplingOptions, ModelOptions], {"eval.py": other}, training_only)
-    parser.set_defaults(**other)
+    other_defaults = {"samples": 32, "predictions": 4}
+    left_out = ("model", "max_prompt_tokens", "gradient_checkpointing", "shard")
+    add_flags(parser, [TestOptions, SamplingOptions, ModelOptions], {"eval.py": other_defaults}, left_out)
+    parser.set_defaults(**other_defaults)
     return parser
 
 
 def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
-    """Return problems of a source that training never sees; for the paper's sets, or with --whole, every problem."""
+    """Return --problems problems that training never sees, of the paper's sets and with --whole any; or all of them."""
     levels = source.DataOptions(levels=options.levels).chosen_levels
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)
     found.print_skipped()
     print(f"{found.name}: {found.size}")
-    whole = options.whole or is_set  # nobody trains on the paper's sets, so none of their problems are kept apart
-    every = options.whole or (is_set and options.as_published)
-    return found.heldout(None if every and not is_endless else options.problems, whole=whole)
+    take_all = (options.whole or (is_set and options.as_published)) and not is_endless
+    return found.heldout(None if take_all else options.problems, whole=is_set or options.whole)
 
 
 def main() -> None:
@@ -194,7 +193,9 @@ def main() -> None:
             sampling = dataclasses.replace(make(SamplingOptions, values), top_p=options.top_p)
             policy = load_policy(make(ModelOptions, values | {"model": model}))
             for name, problems in sources.items():
-                longest = max(len(policy.encode(masa.solution_prompt(p.text))) for p in problems)
+                asked = [masa.solution_prompt(p.text) for p in problems]
+                asked += [sampling.ask(p.text) for p in problems if sampling.predictions]
+                longest = max(len(policy.encode(message)) for message in asked)
                 if options.as_published and "max_new_tokens" not in given:  # or what the model's context leaves
                     context = policy.model.config.get_text_config().max_position_embeddings
                     sampling.max_new_tokens = min(int(PUBLISHED["max_new_tokens"]), context - longest)

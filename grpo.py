@@ -5,7 +5,7 @@
 GRPO (section 3.1 of the paper) compares the rollouts of one prompt with each other: those with a higher reward than
 their group become more likely, the others less. Two pieces of DAPO are built in: the wider upper clip range
 ("clip-higher") and a loss that is a mean over all tokens. Predictions and solutions are separate groups, and the loss
-is averaged over each kind separately: otherwise predictions of ten tokens would hardly count beside solutions of forty.
+is averaged over each kind separately, so that --meta-weight alone says how much predictions count.
 
 This file is complete, and it is the reference: `engine/update.py` makes the same gradients faster, within less memory
 or on several devices, by replacing one function, `over_batches`. Left out: a critic, an entropy bonus, and importance
@@ -38,7 +38,7 @@ class UpdateOptions:
     """How a batch of rollouts becomes an update."""
 
     lr: Annotated[float, "learning rate of the GRPO update", {"above": 0, "real": 1e-6}] = 3e-4
-    lr_end: Annotated[float, "it falls linearly to 0, but not below this share", {"least": 0, "real": 1.0}] = 0.1
+    lr_end: Annotated[float, "the rate falls linearly, to this share of --lr at least", {"least": 0, "real": 1.0}] = 0.1
     warmup_steps: Annotated[int, "steps over which the learning rate rises from 0", {"least": 0, "real": 20}] = 5
     clip_high: Annotated[float, "the ratio is clipped above 1 + this (clip-higher)", {"least": 0}] = 0.28
     aggregation: Annotated[Aggregation, "what the loss is a mean over"] = "token-mean"
@@ -54,7 +54,7 @@ class Sample:
     """A rollout to learn from: token lists and numbers, no tensors until the update needs them.
 
     advantage: one number for all of its tokens.  kind: "solution" or "meta" (a prediction).  group: the number of its
-    group; `engine/update.py` makes use of the prompt that its samples usually share.  sampled_logprobs: log-probs as
+    group, whose samples usually share a prompt (used by `engine/update.py`).  sampled_logprobs: log-probs as
     the sampler saw them, only to measure how far the trainer's differ.  weight: what each of its tokens counts in the
     loss (`set_weights`).  kept: log-probs (T,) from before the update, "old" for several minibatches, "reference" for a
     KL penalty.
@@ -226,9 +226,10 @@ def update(
 
     Samples with advantage 0 cost nothing unless a KL penalty needs them, but they count in the denominators.
     max_lengths: kind -> longest allowed response, in tokens, for dr-grpo.  reference: the frozen model of the KL
-    penalty.  seed: of the order of minibatches.  Returns the loss; grad_norm before clipping; logprob_gap, the mean
-    |sampled - trainer's| log-prob; clip_frac, the share of tokens outside the clip range; the mean kl; skipped_updates,
-    those whose gradient was not finite; and oom_retries (engine/update.py). What is not defined is None.
+    penalty.  seed: of the order of minibatches.  Returns the loss, summed over the parts; grad_norm before clipping;
+    logprob_gap, the mean |sampled - trainer's| log-prob; clip_frac, the share of tokens outside the clip range; the
+    mean kl; skipped_updates, those whose gradient was not finite; and oom_retries (engine/update.py). What is not
+    defined is None.
     """
     use_kl = reference is not None and options.kl_coef > 0
     learning = [sample for sample in samples if sample.advantage != 0 or use_kl]

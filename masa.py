@@ -13,7 +13,7 @@ holds everything that is said and decided about such predictions:
     beliefs                expected_pass_rate, probability_alike   not in the paper
 
 `rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure.
-Run `python masa.py` for a worked example. Left out: the paper's own prompts, and its string-matched JSON.
+Run `python masa.py` for a worked example. Left out: the paper's own prompts, and JSON read by string matching.
 """
 
 import json
@@ -62,13 +62,13 @@ class GateOptions:
     """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[GateSide, "skip nothing; what is predicted all wrong; or all correct, too"] = "hopeless"
+    gate: Annotated[GateSide, "off: skip nothing; hopeless: predicted all wrong; both: all right, too"] = "hopeless"
     gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
     hints: Annotated[
-        Hints, "put predicted notions into solution prompts: the most named ones, or for each those of one prediction"
+        Hints, "notions put into solution prompts; votes: the most named; draws: into each those of one prediction"
     ] = "off"
 
 
@@ -83,7 +83,7 @@ class ImitationOptions:
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
     expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2
     expert_optimizer: Annotated[
-        Literal["own", "shared"], "AdamW of its own, or the update's with a learning rate that does not fall"
+        Literal["own", "shared"], "own: an AdamW of its own; shared: that of the update, at a rate that does not fall"
     ] = "own"
 
 
@@ -94,7 +94,7 @@ class MetaPrediction:
     pass_rate: predicted share of correct attempts, a fraction in [0, 1].
     solution_length: predicted length of a correct solution, in tokens, end token included.
     notions: predicted concepts, as the model wrote them.
-    thought: what it wrote before, up to </meta>; predictions that differ only in this count as equal.
+    thought: what it wrote before, up to </meta>; two predictions that differ only here are equal.
     """
 
     pass_rate: float
@@ -126,7 +126,7 @@ def render_meta(prediction: MetaPrediction) -> str:
     thought = written.pop("thought")
     # Written as escapes: a lone surrogate, which a model can smuggle in as \ud800, would crash a tokenizer, and a mark
     # of a thought would hide the object from `parse_meta`.
-    special = f"[\ud800-\udfff]|<(?=/?{THOUGHT_START[1:]})"
+    special = f"[\ud800-\udfff]|<(?=/?{THOUGHT_START[1:]})"  # a surrogate, or the < of <meta> and </meta>
     text = re.sub(special, lambda match: f"\\u{ord(match[0]):04x}", json.dumps(written, ensure_ascii=False))
     return f"{thought}\n{text}" if thought else text
 
@@ -134,7 +134,7 @@ def render_meta(prediction: MetaPrediction) -> str:
 def pass_rate_count(pass_rate: float) -> int:
     """Return a pass rate as a count out of 8, rounded inward: 8 stands only for all right, 0 only for none.
 
-    To the nearest, 15 right of 16 would be written as 8, and predictions would learn to call such a problem certain.
+    Rounded to the nearest, 15 right of 16 would be 8, and predictions would learn to call such a problem certain.
     """
     return min(max(round(pass_rate * PASS_RATE_SCALE), int(pass_rate > 0)), PASS_RATE_SCALE - int(pass_rate < 1))
 
@@ -143,8 +143,8 @@ def parse_meta(text: str) -> MetaPrediction | None:
     """Read the last whole JSON object with all three keys out of a model's answer; return None if there is none.
 
     Key order, spacing, code fences and prose around the object do not matter. A wrong type (true is not a number), a
-    number out of range or NaN makes the whole prediction None. What stands before the last </meta> is a thought, where
-    objects do not count; so a thought that does not end makes it None, too. Nothing is raised.
+    number out of range or NaN makes the whole prediction None. Objects in the thought, which is all before the last
+    </meta>, do not count; a thought that does not end makes it None, too. Nothing is raised.
     """
     answer = text.rpartition(THOUGHT_END)[2]
     if THOUGHT_START in answer:
@@ -247,8 +247,8 @@ def expert_target(
     """Return what should have been predicted: the best notions with the *true* length and pass rate, or None.
 
     The notions are those of the prediction with the highest notion reward, if that is at least `least_notion_reward`
-    (0.2 in the released code); the length is the median of the correct rollouts' lengths, in tokens. Its thought is
-    kept as it is, even where it argues for other figures.
+    (0.2 in the released code); the length is the median of the correct rollouts' lengths, in tokens. The thought
+    of that prediction is kept as it is, even where it argues for other figures.
 
     In the paper, a problem without a correct rollout has no expert, so only successes are imitated and the policy
     learns to expect success. With `failures`, the expert of such a problem is its first prediction that parsed, with

@@ -18,7 +18,7 @@ from typing import Annotated
 from masa import MetaPrediction
 from problems.kinds import same_answer
 from problems.notions import stands, whole_phrase
-from problems.verify import answers_match as answers_match  # not used here: it belongs to the public names of rewards
+from problems.verify import answers_match as answers_match  # for users of this file
 from problems.verify import extract_answer
 
 
@@ -41,7 +41,7 @@ def difficulty_reward(predicted: float, pass_rate: float, base: float = 0.01) ->
     """Return base ^ |predicted - actual pass rate|, both fractions: 1 if exact, 0.1 if off by half, 0.01 at worst.
 
     base 0: return Brier's 1 - |predicted - actual|^2 instead. It is a proper score: on average it pays most for the
-    true pass rate. The power pays most for the rate that comes true most often, even if most outcomes are far from it.
+    true pass rate. The power pays most near the most frequent outcomes, even if the mean is far from them.
     """
     distance = abs(predicted - pass_rate)
     return base**distance if base else 1 - distance**2

@@ -273,7 +273,7 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
 
 
 def read(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions) -> int:
-    """Read the belief about each problem from one forward pass, and return the number of prompt tokens that took."""
+    """Read the belief about each problem from one forward pass, and return how many tokens were read."""
     prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in attempts]
     for attempt, belief in zip(attempts, policy.spread(policy.beliefs, prompts), strict=True):
         attempt.belief = belief
@@ -285,9 +285,10 @@ def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, s
     """Draw G solutions to each problem, each within the problem's limit, and verify them."""
 
     def draw(some: Sequence[Attempt]) -> list[tuple]:
+        # All attempts have one prompt for all their solutions or, with hints that were drawn, one for each.
         prompts = [policy.encode(masa.solution_prompt(a.problem.text, hint)) for a in some for hint in a.hints]
         limits = [attempt.limit or sampling.max_new_tokens for attempt in some for _ in attempt.hints]
-        each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)  # solutions to one prompt
+        each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)
         groups = iter(policy.sample(prompts, each, sampling.max_new_tokens, sampling, stream, limits))
         return [verify(a.problem, [rollout for _ in a.hints for rollout in next(groups)]) for a in some]
 

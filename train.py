@@ -58,7 +58,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
-WINDOW = 512  # the gate is judged on those of the last so many problems that explored
+WINDOW = 512  # the gate is judged by the explored ones among this many last problems
 EXPERT_BATCH = 16  # expert predictions in one step of imitation
 
 
@@ -139,7 +139,7 @@ class Trainer:
             raise OptionError("--max-prompt-tokens: the prompts of all held-out problems are longer")
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
-        self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
+        self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done, also long ago
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
@@ -187,10 +187,10 @@ class Trainer:
     def acts(self, step: int) -> bool:
         """Decide whether to act on predictions: from --efficient-from on, while the gate is trusted.
 
-        The gate is trusted if, of those of the last WINDOW problems that explored and taught something, it would have
-        skipped at most --gate-loss.
+        Of the last WINDOW problems, take those that explored and taught something. The gate is trusted if it would have
+        skipped at most --gate-loss of these.
         """
-        start = step - max(1, WINDOW // self.options.run.problems)  # `explored` may reach further back
+        start = step - max(1, WINDOW // self.options.run.problems)
         would_skip = [skip for when, skip, zero_variance, *_ in self.explored if when >= start and not zero_variance]
         trusted = sum(would_skip) <= self.options.gate.gate_loss * len(would_skip)
         return step >= self.options.gate.efficient_from and (trusted or self.options.gate.gate == "off")
@@ -202,15 +202,15 @@ class Trainer:
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
         """Set what is skipped and the limits, unless a problem explores, and the hints (section 3.3)."""
-        rng = random.Random(f"{self.options.run.seed}/{self.drawn}/hints")
+        o, rng = self.options, random.Random(f"{self.options.run.seed}/{self.drawn}/hints")
         for attempt in attempts:
             if not attempt.explores:
-                attempt.skipped = self.options.gate.gate != "off" and self.would_skip(attempt)
-                attempt.limit = self.limit(attempt) if self.options.gate.cutoff else None
-            if self.options.gate.hints != "off":
-                hints = masa.draw_hints(attempt.predictions, self.options.sampling.samples, rng)
-                if self.options.gate.hints == "votes":
-                    hints = [masa.hint_notions(attempt.predictions)]
+                attempt.skipped = o.gate.gate != "off" and self.would_skip(attempt)
+                attempt.limit = self.limit(attempt) if o.gate.cutoff else None
+            if o.gate.hints != "off":
+                hints = [masa.hint_notions(attempt.predictions)]
+                if o.gate.hints == "draws":
+                    hints = masa.draw_hints(attempt.predictions, o.sampling.samples, rng)
                 attempt.hints = [hint if self.fits(attempt.problem, hint) else () for hint in hints]
 
     def would_skip(self, attempt: Attempt) -> bool:
@@ -218,7 +218,7 @@ class Trainer:
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
-        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0, what the default would cut
+        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0 for the figures only
         return masa.length_limit(attempt.predictions, multiplier, self.options.sampling.max_new_tokens)
 
     def stream(self, step: int, purpose: str) -> torch.Generator:
@@ -265,7 +265,7 @@ class Trainer:
         settings |= {"reference": self.reference, "over_batches": self.policy.over_batches}
         with self.policy.autocast():
             figures = grpo.update(self.policy.model, self.optimizer, samples, o.update, **settings)
-        more_passes = (self.reference is not None) + (o.update.minibatches > 1)  # for their log-probs
+        more_passes = (self.reference is not None) + (o.update.minibatches > 1)  # for reference and old log-probs
         self.count([sample for sample in samples if sample.advantage or self.reference], figures, more_passes)
         return figures
 
@@ -306,7 +306,7 @@ class Trainer:
         self.counters.update(cost_of_rollouts(attempts, self.policy.model.num_parameters()))
         explored = [a for a in attempts if a.explores and a.solutions and (a.predictions or a.belief)]
         self.explored.extend(judge(a, step, self.would_skip(a), self.limit(a)) for a in explored)
-        outdated = self.acts(step) and not self.options.gate.explore  # nothing explores any more
+        outdated = self.acts(step) and not self.options.gate.explore  # there is nothing new to judge it by
         return step_figures(attempts, [] if outdated else self.explored)
 
     def evaluate(self) -> tuple[dict[str, Any], list[Attempt]]:

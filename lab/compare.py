@@ -180,17 +180,12 @@ def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
     """Return the comparison as tables, {title: rows}, and sentences on what could not be compared."""
     variants, columns = by_variant(runs), reward_columns(runs)
     predicting = [run for run in runs if run.options["predictions"]]
-    ends = [[run.evaluated(column)[-1] for column in ["eval_pass1", *columns]] for run in predicting]
-    ends = [end for end in ends if None not in end]
-    shares = shapley_r2([rewards for _, *rewards in ends], [pass1 for pass1, *_ in ends])
-    explained = dict(zip(columns.values(), shares, strict=True)) if shares else {}
     changes, change_shares = changes_explained(predicting, [*columns.values()])
     in_training = [column for column in IN_TRAINING if any(row.get(column) is not None for r in runs for row in r.rows)]
     last = column_table(runs, in_training, {"": slice(-LAST_STEPS, None)}) if in_training else []
     tables = {
         "Held-out pass@1, and how many times fewer tokens and flops than GRPO a variant needs to reach and hold "
         "GRPO's final pass@1 (mean [95% interval])": accuracy_rows(variants),
-        f"How much of final pass@1 each reward of predictions explains (Shapley R², {len(ends)} runs)": [explained],
         f"What explains how a problem's pass rate changes between two evaluations (Shapley R², {changes} changes, not "
         "independent; version 1 of the paper: notion 67.1%, difficulty 23.1%, length 8.4%, step 1.4%)": [change_shares],
         f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(last_awareness(variants)),

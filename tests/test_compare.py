@@ -171,17 +171,15 @@ def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkey
     assert found["rewards: notion"] == 0.5 and found["said: correlation"] == pytest.approx(1)
 
 
-def test_shapley_is_over_runs_that_predict_and_one_begun_before_a_reward_existed_is_left_out_in_words(tmp_path):
-    for seed in range(7):
+def test_a_run_begun_before_a_reward_existed_is_left_out_in_words(tmp_path):
+    for seed in range(2):
         path = write_run(tmp_path, "masa", seed, [0, 100], [0.2, 0.4 + seed / 20], meta=4)
         more = {"eval_reward_confidence": 0.5 + seed**2} if seed else {}
         write_rows(path / "metrics.jsonl", [row | more for row in read_rows(path / "metrics.jsonl")])
     write_run(tmp_path, "grpo", 0, [0, 100], [0.2, 0.4])
     runs = compare.find_runs([tmp_path])
     assert list(compare.reward_columns(runs).values()) == [*REWARDS, "confidence"]
-    found, sentences = compare.compare(runs)
-    [shares] = next(rows for title, rows in found.items() if "R², 6 runs" in title)
-    assert list(shares) == [*REWARDS, "confidence"] and sum(shares.values()) == pytest.approx(1)
+    _, sentences = compare.compare(runs)
     lacking = "{}: metrics.jsonl has no eval_reward_confidence; figures that need it leave this run out."
     assert sentences == [lacking.format(run.path) for run in runs[:2]]
     assert tables(tmp_path)[0]["masa"][HOLDING] == "1 of 1"
