@@ -21,36 +21,46 @@ from problems.source import GENERATORS, Problem, ProblemError
 from problems.verify import answers_match, extract_answer
 
 TEXT_KEYS, ANSWER_KEYS = ("problem", "question", "prompt"), ("answer", "ground_truth", "solution")  # by preference
-# What data sets write where there is nothing to compare with.
-NO_ANSWERS = "", *"proof notfound nan none null n/a #n/a #ref! [] {} - ? tbd".split()
+# What data sets and tables write where there is nothing to compare with.
+NOTHING = "proof notfound nan none null n/a [] {} - ? tbd #n/a #ref! #div/0! #num! #value! #name? #null!".split()
 LIST_AS_TEXT = r"""\[\s*(["'])(.*)\1\s*\]"""  # '["5"]'
+CHAT_AS_TEXT = r"""\[\s*\{.*["']role["']|.*<\|im_start\|>"""
+PROSE = r"\n\s*\n|</?(answer|think)>"  # no answer looks like this, but the explanation of one
 # Fields that belong to a problem, but are not in its text: choices (also A, option_a, opa) and what it is about.
-APART = r"choices|options?(_?[a-e1-5])?|[A-E]|op[a-e]|passage|context|input|images?"
+APART = r"""choices|options?(_?[a-e1-5])?|[A-E]|op[a-e]|(decoded_)?(image|img)s?(_path)?|passage|context|body|table
+    |story|paragraph|article|document|premises?|instruction|system|input"""
+EATEN = r"[\x07\x08\x0b\x0c]|\t(imes|ext|heta)|\r(ight|ho)"  # "\frac" in JSON is a form feed and "rac"
 HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+){1,2}(:.+)?"
 Records = Iterator[tuple[str, Any]]  # (place, record); the place, such as "FILE:LINE", starts error messages
 
 
-def answer_in(record: dict[str, Any]) -> str:
-    r"""Return the answer of a record, or "". A solution counts only if it marks its answer with \boxed{} or ####.
+def answer_in(record: dict[str, Any]) -> str | None:
+    r"""Return the answer of a record, "" if it says that there is none, and None if none can be read.
 
-    A list is taken if it holds a single answer. A box wins over ####, which is also a heading of Markdown: then lines
-    follow.
+    A solution, or any other text of several paragraphs, counts only if it marks its answer with \boxed{} or ####. A
+    list is taken if it holds a single answer. A box wins over ####, which is also a heading of Markdown.
     """
-    for key in ANSWER_KEYS:
-        value = record.get(key)
+    is_blank = False
+    for key in (key for key in ANSWER_KEYS if key in record):
+        value = record[key]
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         text = value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
-        if text.strip().casefold() in NO_ANSWERS[1:]:
-            return ""
-        if single := re.fullmatch(LIST_AS_TEXT, text.strip()):
-            text = "" if single[1] in single[2] else single[2]
-        if r"\boxed{" in text or (key == "solution" and "####" not in text):
+        is_blank |= value is None or r"\boxed{}" in text or value == ""
+        if r"\boxed{" in text:
             text = extract_answer(text) or ""
         elif "####" in text:
-            text = "" if "\n" in (last := text.rpartition("####")[2].strip()) else last
+            text = (
+                "" if text.count("####") > 1 or "\n" in text.partition("####")[2].strip() else text.partition("####")[2]
+            )
+        elif single := re.fullmatch(LIST_AS_TEXT, text.strip()):
+            text = "" if single[1] in single[2] else single[2]
+        elif key == "solution" or re.search(PROSE, text.strip()):
+            text = ""
+        if re.sub(r"\\text\{(.*)\}", r"\1", text.strip(" .$\n")).casefold().replace(" ", "") in NOTHING:
+            return ""
         if text.strip():
             return text.strip()
-    return ""
+    return "" if is_blank else None
 
 
 def level_in(record: dict[str, Any]) -> int:
@@ -66,11 +76,11 @@ def text_in(record: dict[str, Any]) -> str:
         roles = [turn.get("role") for turn in text if isinstance(turn, dict)]
         said = [turn["content"] for turn in text if isinstance(turn, dict) and isinstance(turn.get("content"), str)]
         text = "\n".join(said) if len(said) == len(text) and roles in (["user"], ["system", "user"]) else ""
-    return text.strip() if isinstance(text, str) else ""
+    return text.strip() if isinstance(text, str) and not re.match(CHAT_AS_TEXT, text, re.DOTALL) else ""
 
 
 def read_problem(record: Any, place: str) -> Problem:
-    """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NO_ANSWERS.
+    """Turn a record into a problem. Its answer is "" if the data set has none: blank, null or one of NOTHING.
 
     Raises ProblemError, also if two fields disagree, or if there are fields that the problem would be asked without.
     """
@@ -82,23 +92,22 @@ def read_problem(record: Any, place: str) -> Problem:
     answer = answer_in(record)
     if kind == "literal":  # a string in it may hold anything
         answer = str(record.get("answer", ""))
-    given = [str(record[key] or "").strip() for key in ANSWER_KEYS if key in record]
-    is_blank = any(value.casefold() in NO_ANSWERS or r"\boxed{}" in value for value in given)
-    if not (text and (answer or is_blank)):
+    if not text or answer is None:
         what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
         what += " (in a chat: one message of the user, perhaps after one of the system)" if "prompt" in record else ""
         found = {key: record[key] for key in keys if key in record}
         shown = reprlib.repr(found) if found else f"the keys {list(record)}"
         raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
     texts = {text_in({key: record.get(key)}) for key in ("problem", "question")} - {""}
-    answers = {answer_in({key: record.get(key)}) for key in ("answer", "ground_truth")} - {""}
+    answers = {answer_in({key: record.get(key)}) or "" for key in ("answer", "ground_truth")} - {""}
     rivals = texts if len(texts) > 1 else answers if len(answers) > 1 and not answers_match(*answers) else ()
-    apart = next((key for key in record if record[key] and re.fullmatch(APART, str(key))), "")
-    half = "half of a surrogate pair (as \\ud83d alone)" if re.search("[\ud800-\udfff]", text + answer) else ""
+    apart = next((key for key in record if record[key] and re.fullmatch(APART, str(key), re.VERBOSE)), "")
+    raw = text + "".join(str(record[key]) for key in (*TEXT_KEYS, *ANSWER_KEYS) if key in record and kind != "literal")
     for fault, expected in (
         (" and ".join(sorted(rivals)), "one of these: delete a field"),
         (apart, "it in the text of the problem; delete the field if it does not belong there"),
-        (half, "whole characters"),
+        (re.search("[\ud800-\udfff]", raw) and "half of a surrogate pair (as \\ud83d alone)", "whole characters"),
+        (re.search(EATEN, raw) and "what is left of a LaTeX command", "two backslashes for each of LaTeX in JSON"),
     ):
         if fault:
             raise ProblemError(f"{place}: found {fault}, expected {expected}")
@@ -156,7 +165,7 @@ def read_csv(name: str) -> Records:
         for row in (row for row in rows if row):
             if len(row) != len(header) or len({*header}) < len(header) or row[:2] == header[:2]:
                 found = "the header again" if row[:2] == header[:2] else f"{len(row)} fields"
-                expected = f"one for each of {', '.join(header)}; a text with a comma needs quotes"
+                expected = f"one for each of {', '.join(header)}, between commas; a text with a comma needs quotes"
                 raise ProblemError(f"{name}:{rows.line_num}: found {found}, expected {expected}")
             yield f"{name}:{rows.line_num}", dict(zip(header, row, strict=True))
     except csv.Error as error:

@@ -337,7 +337,7 @@ def test_a_single_problem_can_be_trained_on_but_not_held_out(tmp_path):
 def test_problems_left_out_are_counted(tmp_path, capsys):
     """MATH itself has a problem whose answer is an empty box. That must not keep anyone from using it."""
     blanks = [{"problem": "a", "answer": "", "solution": r"so \boxed{}."}, {"problem": "b", "solution": r"\boxed{}."}]
-    unproved = ("proof", "N/A", "notfound", None)
+    unproved = (r"\text{proof}", "N/A", "not found", None)
     blanks += [{"problem": f"c {answer}", "answer": answer, "solution": "prose"} for answer in unproved]
     again = [{"problem": "What is  0+0?", "answer": "0"}, {"problem": "What is 0+0?", "answer": "1"}]
     path = write(tmp_path / "a.jsonl", *blanks, *records(30), *records(6), *again)
@@ -371,6 +371,12 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
         ('{"question": "q", "answer": "6", "ground_truth": "5"}', ":1: found 5 and 6, expected one of these"),
         ('{"question": "q", "problem": "p", "answer": "6"}', ":1: found p and q, expected one of these"),
         ('{"problem": "q", "answer": "#### 5\\n\\nsure"}', ":1: .*expected an answer"),
+        ('{"problem": "q", "answer": "#### Sum\\n5\\n#### End"}', ":1: .*expected an answer"),
+        ('{"problem": "q", "answer": "First add.\\n\\nThen 7."}', ":1: .*expected an answer"),
+        ('{"problem": "q", "answer": "<think>3+4</think>7"}', ":1: .*expected an answer"),
+        (r'{"problem": "q", "answer": "\frac{1}{2}"}', ":1: found what is left of a LaTeX command"),
+        (r'{"problem": "2 \times 3", "answer": "6"}', ":1: found what is left of a LaTeX command"),
+        ('{"question": "How many?", "body": "Tom has 5.", "answer": "5"}', ":1: found body"),
         ("""{"problem": "q", "answer": "['5', '6']"}""", ":1: .*expected an answer"),
         ('{"problem": "q", "answer": "1", "answer": "2"}', ":1: found a key twice"),
         (r'{"problem": "q \ud83d", "answer": "1"}', ":1: found half of a surrogate pair"),
@@ -393,6 +399,7 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
         ("problem,answer,answer\nq,1,2\n", ":2: found 3 fields"),
         ('problem,answer\n"q,1\n', ":2: found unexpected end of data"),
         ("q;1\nr;2\n", r":2: found the keys \['q;1'\]"),
+        ("prompt,answer\n\"[{'role': 'user', 'content': '1+1'}]\",2\n", ":2: .*in a chat: one message of the user"),
     ],
     "data/a.tsv": [("q\t1", "', expected")],  # an existing file is not a name on the hub
 }
