@@ -8,6 +8,7 @@ the answer under "answer", "ground_truth" or "solution", where it may follow "##
 To add a format, write a function that yields (place, record) pairs and name its suffix in READERS.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -25,7 +26,7 @@ TEXT_KEYS, ANSWER_KEYS = ("problem", "question", "prompt"), ("answer", "ground_t
 NOTHING = "proof notfound nan none null n/a [] {} - ? tbd #n/a #ref! #div/0! #num! #value! #name? #null!".split()
 LIST_AS_TEXT = r"""\[\s*(["'])(.*)\1\s*\]"""  # '["5"]'
 CHAT_AS_TEXT = r"""\[\s*\{.*["']role["']|.*<\|im_start\|>"""
-PROSE = r"\n\s*\n|</?(answer|think)>"  # no answer looks like this, but the explanation of one
+PROSE = r"\n\s*\n|</?(answer|think)>|[Tt]he answer is"  # no answer looks like this, but the explanation of one
 # Fields that belong to a problem, but are not in its text: choices (also A, option_a, opa) and what it is about.
 APART = r"""choices|options?(_?[a-e1-5])?|[A-E]|op[a-e]|(decoded_)?(image|img)s?(_path)?|passage|context|body|table
     |story|paragraph|article|document|premises?|instruction|system|input"""
@@ -49,11 +50,12 @@ def answer_in(record: dict[str, Any]) -> str | None:
         if r"\boxed{" in text:
             text = extract_answer(text) or ""
         elif "####" in text:
-            text = (
-                "" if text.count("####") > 1 or "\n" in text.partition("####")[2].strip() else text.partition("####")[2]
-            )
+            marked = text.partition("####")[2].strip()
+            text = "" if "####" in marked or "\n" in marked else marked
         elif single := re.fullmatch(LIST_AS_TEXT, text.strip()):
-            text = "" if single[1] in single[2] else single[2]
+            text = "" if re.search(rf"(?<!\\){single[1]}", single[2]) else single[2]
+            with contextlib.suppress(ValueError):  # in JSON, a backslash is written twice
+                text = text if re.search(EATEN, value := json.loads(f'"{text}"')) else value
         elif key == "solution" or re.search(PROSE, text.strip()):
             text = ""
         if re.sub(r"\\text\{(.*)\}", r"\1", text.strip(" .$\n")).casefold().replace(" ", "") in NOTHING:
@@ -93,15 +95,21 @@ def read_problem(record: Any, place: str) -> Problem:
     if kind == "literal":  # a string in it may hold anything
         answer = str(record.get("answer", ""))
     if not text or answer is None:
-        what, keys = ("an answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
-        what += " (in a chat: one message of the user, perhaps after one of the system)" if "prompt" in record else ""
+        what, keys = ("one answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
+        what += (
+            " (in a chat: a list of one message of the user, or of the system and the user)"
+            if "prompt" in record
+            else ""
+        )
         found = {key: record[key] for key in keys if key in record}
         shown = reprlib.repr(found) if found else f"the keys {list(record)}"
         raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
     texts = {text_in({key: record.get(key)}) for key in ("problem", "question")} - {""}
     answers = {answer_in({key: record.get(key)}) or "" for key in ("answer", "ground_truth")} - {""}
     rivals = texts if len(texts) > 1 else answers if len(answers) > 1 and not answers_match(*answers) else ()
-    apart = next((key for key in record if record[key] and re.fullmatch(APART, str(key), re.VERBOSE)), "")
+    apart = next(
+        (key for key in record if record[key] and re.fullmatch(APART, str(key), re.VERBOSE | re.IGNORECASE)), ""
+    )
     raw = text + "".join(str(record[key]) for key in (*TEXT_KEYS, *ANSWER_KEYS) if key in record and kind != "literal")
     for fault, expected in (
         (" and ".join(sorted(rivals)), "one of these: delete a field"),

@@ -248,6 +248,7 @@ ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{\frac{1}{\sqrt{2}}}."}, r
 ANSWERS += [({"solution": r"first \boxed{1}, so \boxed{2"}, "1")]
 ANSWERS += [({"solution": r"never closed \boxed{1", "ground_truth": 3}, "3")]
 ANSWERS += [({"answer": "5", "solution": r"\boxed{6}", "ground_truth": "5.0"}, "5"), ({"answer": "['5']"}, "5")]
+ANSWERS += [({"answer": r'["x \\in \u03c0"]'}, r"x \in π"), ({"answer": r'["\frac{1}{2}"]'}, r"\frac{1}{2}")]
 ANSWERS += [({"answer": "", "solution": r"\boxed{6}"}, "6"), ({"answer": None, "ground_truth": "7"}, "7")]
 ANSWERS += [({"reward_model": {"style": "rule", "ground_truth": "34"}}, "34")]
 ANSWERS += [({key: "So \\boxed{5}.\n#### Check\n2 + 3 = 5"}, "5") for key in ("solution", "answer")]
@@ -271,7 +272,7 @@ def test_chat_prompts_and_kinds(tmp_path):
     for turns, text in ((chat, "In base 7:\nwie groß? 🙂"), (chat[1:], "wie groß? 🙂")):
         record = {"prompt": turns, "answer": "B", "kind": "choice"}
         assert whole(write(tmp_path / "a.jsonl", record)) == [Problem(text, "B", 0, "choice")]
-    with pytest.raises(ProblemError, match="in a chat: one message of the user"):
+    with pytest.raises(ProblemError, match="in a chat: a list of one message of the user"):
         whole(write(tmp_path / "a.jsonl", {"prompt": [*chat, *chat[1:]], "answer": "B"}))
 
 
@@ -358,26 +359,27 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
     "a.jsonl": [
         (f"{GOOD}\n\n{{broken\n", ":3: found Expecting property name"),
         (f"{GOOD}\n[1, 2]\n", ":2: found a list, expected an object"),
-        (f'{GOOD}\n{{"problem": "q", "points": 3}}', ":2: found the keys .*points.* expected an answer"),
-        ('{"problem": "q", "solution": "prose"}', ":1: .*expected an answer .*solution: #### or"),
+        (f'{GOOD}\n{{"problem": "q", "points": 3}}', ":2: found the keys .*points.* expected one answer"),
+        ('{"problem": "q", "solution": "prose"}', ":1: .*expected one answer .*solution: #### or"),
         ('{"text": "q", "answer": "1"}', ":1: .*text.* under problem, question, prompt"),
         ('{"prompt": [], "answer": "1"}', ":1: .*expected a problem"),
         ('{"prompt": [{"role": "system", "content": "s"}], "answer": "1"}', ":1: .*expected a problem"),
-        ('{"problem": "q", "answer": [1, 2]}', r":1: found \{'answer': \[1, 2\]\}, expected an answer"),
-        ('{"problem": "q", "answer": {"value": 1}}', r":1: found \{'answer': \{'value': 1\}\}, expected an answer"),
+        ('{"problem": "q", "answer": [1, 2]}', r":1: found \{'answer': \[1, 2\]\}, expected one answer"),
+        ('{"problem": "q", "answer": {"value": 1}}', r":1: found \{'answer': \{'value': 1\}\}, expected one answer"),
         ('{"problem": "which?", "answer": 1, "choices": ["a", "b"]}', ":1: found choices"),
         ('{"question": "which?", "option_a": "1", "answer": "B"}', ":1: found option_a"),
         ('{"question": "who?", "passage": "They met.", "answer": "B"}', ":1: found passage"),
         ('{"question": "q", "answer": "6", "ground_truth": "5"}', ":1: found 5 and 6, expected one of these"),
         ('{"question": "q", "problem": "p", "answer": "6"}', ":1: found p and q, expected one of these"),
-        ('{"problem": "q", "answer": "#### 5\\n\\nsure"}', ":1: .*expected an answer"),
-        ('{"problem": "q", "answer": "#### Sum\\n5\\n#### End"}', ":1: .*expected an answer"),
-        ('{"problem": "q", "answer": "First add.\\n\\nThen 7."}', ":1: .*expected an answer"),
-        ('{"problem": "q", "answer": "<think>3+4</think>7"}', ":1: .*expected an answer"),
+        ('{"problem": "q", "answer": "#### 5\\n\\nsure"}', ":1: .*expected one answer"),
+        ('{"problem": "q", "answer": "#### Sum\\n5\\n#### End"}', ":1: .*expected one answer"),
+        ('{"problem": "q", "answer": "First add.\\n\\nThen 7."}', ":1: .*expected one answer"),
+        ('{"problem": "q", "answer": "<think>3+4</think>7"}', ":1: .*expected one answer"),
         (r'{"problem": "q", "answer": "\frac{1}{2}"}', ":1: found what is left of a LaTeX command"),
         (r'{"problem": "2 \times 3", "answer": "6"}', ":1: found what is left of a LaTeX command"),
-        ('{"question": "How many?", "body": "Tom has 5.", "answer": "5"}', ":1: found body"),
-        ("""{"problem": "q", "answer": "['5', '6']"}""", ":1: .*expected an answer"),
+        ('{"question": "How many?", "Body": "Tom has 5.", "answer": "5"}', ":1: found Body"),
+        ('{"question": "How many?", "answer": "5 + 6 = 11. The answer is 11."}', ":1: .*expected one answer"),
+        ("""{"problem": "q", "answer": "['5', '6']"}""", ":1: .*expected one answer"),
         ('{"problem": "q", "answer": "1", "answer": "2"}', ":1: found a key twice"),
         (r'{"problem": "q \ud83d", "answer": "1"}', ":1: found half of a surrogate pair"),
         ("\n  \n", ": found no problem, expected at least one"),
@@ -399,7 +401,10 @@ FAULTS: dict[str, list[tuple[str | bytes, str]]] = {  # a file's content, and wh
         ("problem,answer,answer\nq,1,2\n", ":2: found 3 fields"),
         ('problem,answer\n"q,1\n', ":2: found unexpected end of data"),
         ("q;1\nr;2\n", r":2: found the keys \['q;1'\]"),
-        ("prompt,answer\n\"[{'role': 'user', 'content': '1+1'}]\",2\n", ":2: .*in a chat: one message of the user"),
+        (
+            "prompt,answer\n\"[{'role': 'user', 'content': '1+1'}]\",2\n",
+            ":2: .*in a chat: a list of one message of the user",
+        ),
     ],
     "data/a.tsv": [("q\t1", "', expected")],  # an existing file is not a name on the hub
 }
