@@ -1,7 +1,7 @@
 """Evaluation: how often is the policy right, and how well do its predictions fit what it does?
 
-    pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems and the standard
-               deviation between samplings (each is one solution to every problem); greedy as well
+    pass@1     mean share of correct solutions, with a bootstrap confidence interval over problems, and the standard
+               deviation over samplings (sampling j is solution j of every problem); the same for greedy solutions
     pass@k     the unbiased estimate of the chance that at least one of k solutions is correct
     vote@k     how often the most frequent of k answers is correct (`problems/kinds.py`)
     rewards    the three alignment rewards of predictions
@@ -161,7 +161,9 @@ def evaluate(
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of eval.py; limits that are not given are those of training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=USAGE)
-    parser.add_argument("--model", nargs="+", default=["tiny"], help="each is tiny, a model directory or a hub id")
+    parser.add_argument(
+        "--model", nargs="+", default=["tiny"], help="each is tiny, a model directory, a run's folder or a hub id"
+    )
     sets = f"each is {', '.join(source.GENERATORS)}, a file, or one of {', '.join(benchmarks.BENCHMARKS)}"
     parser.add_argument("--data", nargs="+", default=["arithmetic"], help=sets)
     other_defaults = {"samples": 32, "predictions": 4}
@@ -172,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def held_out_problems(name: str, options: TestOptions) -> list[source.Problem]:
-    """Return --problems problems that training never sees, of the paper's sets and with --whole any; or all of them."""
+    """Return --problems held-out problems, or all. In the paper's sets, and with --whole, every problem is held out."""
     levels = source.DataOptions(levels=options.levels).chosen_levels
     is_set, is_endless = name in benchmarks.BENCHMARKS, name.partition(":")[0] in source.GENERATORS
     found = source.listed_source(name, benchmarks.load(name), levels) if is_set else source.load_problems(name, levels)

@@ -12,7 +12,7 @@ holds everything that is said and decided about such predictions:
     hints                  hint_notions, draw_hints                version 2 of the paper
     beliefs                expected_pass_rate, probability_alike   not in the paper
 
-`rewards.py` scores predictions, and `train.py` is the loop that uses all of this. Every function here is pure.
+`rewards.py` scores predictions, and `train.py` is the loop that uses all of this. No function here keeps a state.
 Run `python masa.py` for a worked example. Left out: the paper's own prompts, and JSON read by string matching.
 """
 
@@ -68,7 +68,7 @@ class GateOptions:
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0
     hints: Annotated[
-        Hints, "notions put into solution prompts; votes: the most named; draws: into each those of one prediction"
+        Hints, "notions put into solution prompts; votes: the most named; draws: for each, those of one prediction"
     ] = "off"
 
 

@@ -8,7 +8,7 @@ prediction with the statistics of the policy's *own* solutions to the same probl
     notion       the share of the predicted notions that appear in more correct than wrong solutions
 
 A notion appears in a text if it occurs there as a whole word or phrase, whatever its case, spacing and inflection: the
-notion "carry" appears in "carried" (`problems/notions.py`). Every function is pure. An example: `python rewards.py`.
+notion "carry" appears in "carried" (`problems/notions.py`). An example: `python rewards.py`.
 """
 
 from collections.abc import Sequence

@@ -285,7 +285,7 @@ def solve(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions, s
     """Draw G solutions to each problem, each within the problem's limit, and verify them."""
 
     def draw(some: Sequence[Attempt]) -> list[tuple]:
-        # All attempts have one prompt for all their solutions or, with hints that were drawn, one for each.
+        # Every attempt has one prompt for all its solutions or, with drawn hints, every attempt one for each of them.
         prompts = [policy.encode(masa.solution_prompt(a.problem.text, hint)) for a in some for hint in a.hints]
         limits = [attempt.limit or sampling.max_new_tokens for attempt in some for _ in attempt.hints]
         each = sampling.samples // max((len(attempt.hints) for attempt in some), default=1)

@@ -44,7 +44,7 @@ from rewards import RewardOptions
 from rollout import Attempt, SamplingOptions, align, expert_answers, predict, solve
 
 # What --algo sets. GRPO is MASA without predictions. MASA-efficient adds gate, cutoff and experts; it is what the
-# defaults say, so nothing is set. MASA-paper is version 2 as published, or version 1 with --experts (docs/paper.md).
+# defaults say, so nothing is set. MASA-paper is version 2 of the paper; docs/paper.md has version 1.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"predictions": 0, "gate": "off", "cutoff": 0.0, "experts": False},
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
@@ -139,7 +139,7 @@ class Trainer:
             raise OptionError("--max-prompt-tokens: the prompts of all held-out problems are longer")
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
         self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
-        self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done, also long ago
+        self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
@@ -201,7 +201,7 @@ class Trainer:
             predict(self.policy, attempts, self.options.sampling, self.stream(step, f"predict {draw}"))
 
     def gate(self, attempts: Sequence[Attempt]) -> None:
-        """Set what is skipped and the limits, unless a problem explores, and the hints (section 3.3)."""
+        """Set what is skipped and the limits (section 3.3), unless a problem explores, and the hints."""
         o, rng = self.options, random.Random(f"{self.options.run.seed}/{self.drawn}/hints")
         for attempt in attempts:
             if not attempt.explores:
@@ -218,7 +218,7 @@ class Trainer:
         return masa.should_skip(attempt.predictions, margin=margin, easy=easy)
 
     def limit(self, attempt: Attempt) -> int:
-        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # with --cutoff 0 for the figures only
+        multiplier = self.options.gate.cutoff or GateOptions.cutoff  # --cutoff 0: the default, for figures only
         return masa.length_limit(attempt.predictions, multiplier, self.options.sampling.max_new_tokens)
 
     def stream(self, step: int, purpose: str) -> torch.Generator:
@@ -283,7 +283,7 @@ class Trainer:
         return {"expert_loss": loss, "read_loss": None}  # the latter is for variants/read.py to fill in
 
     def supervise(self, samples: list[Sample], lr: float) -> float:
-        """Make one supervised step on the samples; return the mean negative log-likelihood of their tokens before."""
+        """Make one supervised step on the samples; return their mean negative log-likelihood per token before it."""
         for group in self.expert_optimizer.param_groups:
             group["lr"] = lr
         figures = self.policy.imitate(self.expert_optimizer, samples, self.options.update)

@@ -173,7 +173,7 @@ def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] 
 
 
 def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
-    """Load a generator (see GENERATORS), a .jsonl, .json or .parquet file, or owner/name[/config][:split] on the hub.
+    """Load a generator (see GENERATORS), a .jsonl, .json, .csv or .parquet file, or owner/name on the hub.
 
     If `levels` is given, only problems of these levels are kept. Raises ProblemError for a source that does not exist,
     cannot be read or holds no such problem.

@@ -1,8 +1,8 @@
 """Read: what the policy knows about a problem is read from its own probabilities, taught, and acted on.
 
-A drawn prediction *says* one count out of 8. The probabilities of all nine counts, at the place where the prediction
-would begin, show what the policy *believes*; one forward pass over the prompt reads them, and no token is generated.
-So self-knowledge costs almost nothing, and it can gate from the first steps on. It goes beyond the paper, in which
+A drawn prediction *says* one count out of 8. The probabilities of all nine counts, after the words that open a
+prediction, show what the policy *believes*; one forward pass over the prompt reads them, and no token is generated. So
+self-knowledge costs almost nothing, and it can gate from the first steps on. It goes beyond the paper, in which
 predictions are drawn; with --predictions they can be drawn as well.
 
 1. Predict    read the belief about each problem                              `Policy.beliefs`
