@@ -54,10 +54,9 @@ class Sample:
     """A rollout to learn from: token lists and numbers, no tensors until the update needs them.
 
     advantage: one number for all of its tokens.  kind: "solution" or "meta" (a prediction).  group: the number of its
-    group, which `engine/parallel.py` shares out whole.  sampled_logprobs: log-probs as
-    the sampler saw them, only to measure how far the trainer's differ.  weight: what each of its tokens counts in the
-    loss (`set_weights`).  kept: log-probs (T,) from before the update, "old" for several minibatches, "reference" for a
-    KL penalty.
+    group, which `engine/parallel.py` shares out whole.  sampled_logprobs: log-probs as the sampler saw them, only to
+    measure how far the trainer's differ.  weight: what each of its tokens counts in the loss (`set_weights`).  kept:
+    log-probs (T,) from before the update, "old" for several minibatches, "reference" for a KL penalty.
     """
 
     prompt_ids: list[int]

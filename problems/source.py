@@ -165,11 +165,15 @@ def listed_source(name: str, problems: Sequence[Problem], levels: Sequence[int] 
             raise ProblemError(f"{name}: found one problem, expected two or more to hold one out")
         return random.Random(f"held out {seed}").sample(among, len(among))
 
-    skipped = Counter({"blank answer": len(problems) - len(answered), "with another answer than before": differing})
-    skipped |= Counter({"duplicate": len(answered) - len(distinct) - differing})
     size = f"{len(chosen):,} problems: {len(trained):,} to train, {len(held):,} held out"
-    skipped |= Counter({"other level": len(distinct) - len(chosen)})
-    return Source(name, size, problem, held_out, +skipped, zlib.crc32(repr(chosen).encode("utf-8", "surrogatepass")))
+    skipped = {
+        "blank answer": len(problems) - len(answered),
+        "duplicate": len(answered) - len(distinct) - differing,
+        "with another answer than before": differing,
+        "other level": len(distinct) - len(chosen),
+    }
+    checksum = zlib.crc32(repr(chosen).encode("utf-8", "surrogatepass"))
+    return Source(name, size, problem, held_out, +Counter(skipped), checksum)
 
 
 def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
