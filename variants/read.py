@@ -13,7 +13,8 @@ Teaching is one supervised step. Its loss is the cross-entropy of the counts tha
 is least if beliefs are the frequencies with which the counts come true. Rewarding a drawn count does not have this
 effect, since it makes the likeliest count still likelier. So with --predictions, leave the pass rate out of their
 reward: --meta-rewards length,notion. The problems of a single step would do for teaching (--read-lessons 32), but the
-gradient of four times as many is less noisy, and the policy knows more at the same learning rate.
+gradient of four times as many is less noisy, and the policy knows more at the same learning rate. Keep --read-lr well
+below --lr: on SmolLM2 (docs/real-model.md) teaching at half of it cost more solving than the gate can save.
 """
 
 from collections.abc import Sequence
