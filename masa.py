@@ -78,8 +78,6 @@ class ImitationOptions:
 
     experts: Annotated[bool, "imitate expert predictions"] = True
     expert_lr: Annotated[float, "learning rate; falls to 0 during the run", {"above": 0, "real": 1e-6}] = 1e-4
-    read_lr: Annotated[float, "of teaching beliefs (--variant read)", {"least": 0, "real": 3e-7}] = 1e-4
-    read_lessons: Annotated[int, "most recent problems whose counts are taught in a step", {"least": 1}] = 128
     expert_failures: Annotated[bool, "also imitate a pass rate of 0 on problems without a correct solution"] = True
     expert_notion: Annotated[float, "least notion reward of an expert prediction", SHARE] = 0.2
     expert_optimizer: Annotated[

@@ -222,14 +222,16 @@ class Attempt:
     """What is known of one problem: its M predictions, and its G solutions with their verdicts.
 
     explores: neither skipped nor cut, so that gate and cutoff can be judged by it.  skipped: no solution is drawn.
-    belief: what was read, the probabilities of the counts 0..8.  limit: longest solution.  hints: the notions in each
-    of its solution prompts; usually there is one prompt, without notions, for all solutions.  meta_responses,
-    responses: texts of predictions and solutions.  timeouts: answers that the verifier gave up on.
+    belief: what was read, the probabilities of the counts 0..8, and state (H,), the hidden state it was read from.
+    limit: longest solution.  hints: the notions in each of its solution prompts; usually there is one prompt, without
+    notions, for all solutions.  meta_responses, responses: texts of predictions and solutions.  timeouts: answers that
+    the verifier gave up on.
     """
 
     problem: Problem
     explores: bool = False
     belief: tuple[float, ...] = ()
+    state: Tensor | None = None
     skipped: bool = False
     limit: int | None = None
     hints: list[tuple[str, ...]] = field(default_factory=lambda: [()])
@@ -275,8 +277,9 @@ def predict(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions,
 def read(policy: Any, attempts: Sequence[Attempt], sampling: SamplingOptions) -> int:
     """Read the belief about each problem from one forward pass, and return how many tokens were read."""
     prompts = [policy.encode(masa.meta_prompt(a.problem.text, sampling.max_new_tokens)) for a in attempts]
-    for attempt, belief in zip(attempts, policy.spread(policy.beliefs, prompts), strict=True):
-        attempt.belief = belief
+    states = policy.spread(policy.states, prompts)
+    for attempt, state, belief in zip(attempts, states, policy.beliefs(states), strict=True):
+        attempt.state, attempt.belief = state, belief
     opening, _ = policy.counts  # the tokens up to the count, and the nine tokens that a count can be
     return sum(len(prompt) + len(opening) for prompt in prompts)
 

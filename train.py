@@ -138,7 +138,7 @@ class Trainer:
         if not self.held_out:
             raise OptionError("--max-prompt-tokens: the prompts of all held-out problems are longer")
         self.experts: list[tuple[str, str]] = []  # (problem, expert prediction), until there is a batch of them
-        self.lessons: list[tuple[str, int]] = []  # (problem, count that came true), which variants/read.py teaches
+        self.lessons: list[tuple[torch.Tensor, int]] = []  # (hidden state, count that came true), see variants/read.py
         self.explored: deque[Judgement] = deque(maxlen=WINDOW)  # what gate and cutoff would have done
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
@@ -278,17 +278,14 @@ class Trainer:
         self.experts += expert_answers(solved, o.imitation) if o.imitation.experts and lr else []
         while len(self.experts) >= EXPERT_BATCH:
             batch, self.experts = self.experts[:EXPERT_BATCH], self.experts[EXPERT_BATCH:]
-            loss = self.supervise([self.policy.demonstration(o.sampling.ask(p), answer) for p, answer in batch], lr)
+            samples = [self.policy.demonstration(o.sampling.ask(problem), answer) for problem, answer in batch]
+            for group in self.expert_optimizer.param_groups:
+                group["lr"] = lr
+            figures = self.policy.imitate(self.expert_optimizer, samples, o.update)
+            self.count(samples, figures)
             self.counters["experts_cloned"] += len(batch)
+            loss = figures["expert_loss"]
         return {"expert_loss": loss, "read_loss": None}  # the latter is for variants/read.py to fill in
-
-    def supervise(self, samples: list[Sample], lr: float) -> float:
-        """Make one supervised step on the samples; return their mean negative log-likelihood per token before it."""
-        for group in self.expert_optimizer.param_groups:
-            group["lr"] = lr
-        figures = self.policy.imitate(self.expert_optimizer, samples, self.options.update)
-        self.count(samples, figures)
-        return figures["expert_loss"]
 
     # ---- figures
 

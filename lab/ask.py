@@ -8,7 +8,6 @@ Any model can be asked. Without an answer, equal answers are counted; which of t
 
 import argparse
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
@@ -18,7 +17,7 @@ import torch
 import masa
 from engine.command_line import USAGE, add_flags, defaults_for, make
 from engine.load import load_policy
-from engine.terminal import accept_every_character
+from engine.terminal import ending
 from lab.awareness import READ_AT
 from lab.explain import fitted, votes
 from masa import GateOptions
@@ -116,8 +115,7 @@ def main() -> None:
     in_training = ("gradient_checkpointing", "shard", "max_prompt_tokens")
     add_flags(parser, [ModelOptions, SamplingOptions], leave_out=in_training)
     given = vars(parser.parse_args())
-    accept_every_character()
-    try:
+    with ending("lab.ask"):
         model = make(ModelOptions, given)
         values = defaults_for(model.model, [SamplingOptions, GateOptions]) | {"predictions": 4} | given
         sampling, gate = make(SamplingOptions, values), make(GateOptions, values)
@@ -125,10 +123,6 @@ def main() -> None:
         for text, answer in [(given["problem"], given["answer"])] if given["problem"] else typed():
             for line in tell(policy, Problem(text, answer), sampling, gate, given["seed"]):
                 print(*fitted(line), sep="\n")
-    except ValueError as error:  # from options, policy or sampler: each message says what is wrong
-        sys.exit(f"lab.ask: {error}")
-    except KeyboardInterrupt:
-        print()
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from models import checks, tiny
-from models.policy import Policy, PolicyError
+from models.policy import PROBE, Policy, PolicyError
 
 # A template that tells the model the date would change the prompts from one day to the next.
 ONE_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -63,6 +64,7 @@ def load(
         # The embedded policy's tokenizer has masa.py's instructions as tokens, however they are worded now.
         tokenizer = tiny.build_tokenizer() if embedded else AutoTokenizer.from_pretrained(**arguments)
         loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, **unpack)
+        probe = load_file(file)["probe"] if (file := Path(name, PROBE)).is_file() else None
     except Exception as error:  # files from anywhere, read by other people's code
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "trust_remote_code" in str(error):
@@ -89,7 +91,8 @@ def load(
             raise PolicyError(f"--gradient-checkpointing: {error}") from error
     configured = model.generation_config.eos_token_id  # chat models often have two end tokens, and write either
     listed = configured if isinstance(configured, list) else [configured]
-    policy = Policy(model.to(device).eval(), tokenizer, frozenset({tokenizer.eos_token_id, *listed} - {None}))
+    end_tokens = frozenset({tokenizer.eos_token_id, *listed} - {None})
+    policy = Policy(model.to(device).eval(), tokenizer, end_tokens, probe=probe)
     policy.sampling_dtype, policy.update_dtype = _dtypes(dtype, device, model)
     try:
         checks.check_files(policy, loading_info)

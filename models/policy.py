@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.logging import disable_progress_bar
@@ -33,6 +34,9 @@ ATTENTION = {
     "cpu": [SDPBackend.MATH],
     "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
 }
+
+
+PROBE = "probe.safetensors"  # the file of a probe in a model directory
 
 
 class PolicyError(ValueError):
@@ -56,6 +60,7 @@ class Policy:
     agree: Callable[[int], int] = lambda number: number  # the largest number of all processes
     whole: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # gathers a tensor that is split
     rank: int = 0  # the number of this process
+    probe: torch.Tensor | None = None  # (9, H + 1): a linear map from hidden states to counts, see variants/read.py
     sampling_copy: Any = field(default=None, repr=False)
 
     @property
@@ -143,23 +148,35 @@ class Policy:
         return (opening, tokens) if len(set(tokens)) == len(tokens) else None
 
     @torch.no_grad()
-    def beliefs(self, prompts: Sequence[list[int]], at_once: int = 64) -> list[tuple[float, ...]]:
-        """Read what the policy would predict after each meta prompt: the probabilities of the counts 0..8.
+    def states(self, prompts: Sequence[list[int]], at_once: int = 64) -> list[torch.Tensor]:
+        """Return the hidden state (H,) after each meta prompt and the opening of a prediction, where its count is next.
 
-        One forward pass over the prompt and the opening of a prediction; nothing is drawn. The probabilities are among
-        the counts alone, so they add up to 1. Only for a policy that has `counts`.
+        It takes one forward pass, and nothing is drawn. Only for a policy that has `counts`.
         """
         assert self.counts
-        model, (opening, tokens) = self.sampling_model(), self.counts
-        head, beliefs = model.get_output_embeddings(), []
+        model, (opening, _), states = self.sampling_model(), self.counts, list[torch.Tensor]()
         for start in range(0, len(prompts), at_once):
             rows = [torch.tensor(prompt + opening) for prompt in prompts[start : start + at_once]]
             # Padding stands on the right, where causal attention never looks.
             ids = pad_sequence(rows, batch_first=True).to(model.device)  # (P, L)
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]]  # (P, H)
-            beliefs += head(last)[:, tokens].float().softmax(-1).tolist()
-        return [tuple(belief) for belief in beliefs]
+            states += hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]].float().cpu()
+        return states
+
+    @torch.no_grad()
+    def beliefs(self, states: Sequence[torch.Tensor]) -> list[tuple[float, ...]]:
+        """Return the probabilities of the counts 0..8, which add up to 1, for each hidden state of `states`.
+
+        Without a probe these are the probabilities with which a prediction would begin with each count.
+        """
+        assert self.counts
+        hidden = torch.stack(list(states))  # (P, H)
+        if self.probe is not None:
+            logits = torch.nn.functional.linear(hidden, self.probe[:, :-1], self.probe[:, -1])
+        else:
+            head, (_, tokens) = self.sampling_model().get_output_embeddings(), self.counts
+            logits = head(hidden.to(head.weight))[:, tokens].float()
+        return [tuple(belief) for belief in logits.softmax(-1).tolist()]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -214,5 +231,7 @@ class Policy:
         model = self.model if weights is None else self.sampling_copy  # whose class has the name that counts
         model.save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)
+        if self.probe is not None:
+            save_file({"probe": self.probe}, Path(directory) / PROBE)
         for file in Path(directory).glob("*.safetensors"):  # written as a temporary file, which only its owner may read
             shutil.copymode(Path(directory) / "config.json", file)

@@ -96,20 +96,16 @@ def read_problem(record: Any, place: str) -> Problem:
         answer = str(record.get("answer", ""))
     if not text or answer is None:
         what, keys = ("one answer (in a solution: #### or \\boxed)", ANSWER_KEYS) if text else ("a problem", TEXT_KEYS)
-        what += (
-            " (in a chat: a list of one message of the user, or of the system and the user)"
-            if "prompt" in record
-            else ""
-        )
+        if "prompt" in record:
+            what += " (in a chat: a list of one message of the user, or of the system and the user)"
         found = {key: record[key] for key in keys if key in record}
         shown = reprlib.repr(found) if found else f"the keys {list(record)}"
         raise ProblemError(f"{place}: found {shown}, expected {what} under {', '.join(keys)}")
     texts = {text_in({key: record.get(key)}) for key in ("problem", "question")} - {""}
     answers = {answer_in({key: record.get(key)}) or "" for key in ("answer", "ground_truth")} - {""}
     rivals = texts if len(texts) > 1 else answers if len(answers) > 1 and not answers_match(*answers) else ()
-    apart = next(
-        (key for key in record if record[key] and re.fullmatch(APART, str(key), re.VERBOSE | re.IGNORECASE)), ""
-    )
+    filled = [str(key) for key in record if record[key]]
+    apart = next((key for key in filled if re.fullmatch(APART, key, re.VERBOSE | re.IGNORECASE)), "")
     raw = text + "".join(str(record[key]) for key in (*TEXT_KEYS, *ANSWER_KEYS) if key in record and kind != "literal")
     for fault, expected in (
         (" and ".join(sorted(rivals)), "one of these: delete a field"),
@@ -191,15 +187,14 @@ def read_rows(name: str) -> Records:
             from pyarrow import parquet
 
             rows = parquet.ParquetFile(name).read().to_pylist()
-        elif name.endswith(".json"):
-            import datasets
-
-            rows = datasets.load_dataset("json", data_files=name, split="train")
         else:
             import datasets
 
             path, _, split = name.partition(":")
-            rows = datasets.load_dataset(*re.findall("[^/]+/[^/]+|[^/]+", path), split=split or "train")
+            if name.endswith(".json"):
+                rows = datasets.load_dataset("json", data_files=name, split="train")
+            else:
+                rows = datasets.load_dataset(*re.findall("[^/]+/[^/]+|[^/]+", path), split=split or "train")
     except ImportError as error:
         raise ProblemError(f"{name}: needs a package: pip install {error.name}. {offline}") from error
     except Exception as error:  # files, networks and the hub fail in many ways

@@ -79,8 +79,8 @@ def test_the_house_stays_small():
     options = [option for part in Options.parts().values() for option in declared(part)]
     sizes = {
         "root": (lines(lesson), 1560),
-        "all but tests": (lines(SOURCES), 6800),
-        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5450),
+        "all but tests": (lines(SOURCES), 6830),
+        "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5480),
         "README.md": (len((ROOT / "README.md").read_text().splitlines()), 250),
         "options of train.py": (len(options), 56),
     }

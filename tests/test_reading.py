@@ -1,12 +1,15 @@
-"""Beliefs: what is read in one forward pass is what sampling would show; it can be taught, and the gate acts on it."""
+"""Beliefs: what is read in one forward pass is what sampling would show; it learns from outcomes, and the gate acts."""
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 import masa
 import train
@@ -17,7 +20,7 @@ from models.policy import Policy
 from problems.source import Problem
 from rollout import Attempt, Rollout, SamplingOptions, predict, read
 from train import Options, make_trainer
-from variants.read import Reader
+from variants.read import RIDGE, Reader, fit
 
 SMALL = {"problems": 4, "samples": 4, "eval_problems": 2, "efficient_from": 1, "explore": 0.0, "warmup_steps": 0}
 
@@ -39,7 +42,8 @@ def test_beliefs_are_those_of_a_plain_forward_pass_whatever_is_beside_them(embed
         logits = [embedded.model(torch.tensor([prompt + opening])).logits[0, -1, tokens] for prompt in prompts]
     expected = torch.stack(logits).softmax(-1)
     for at_once in (1, 64):
-        torch.testing.assert_close(torch.tensor(embedded.beliefs(prompts, at_once)), expected)
+        beliefs = embedded.beliefs(embedded.states(prompts, at_once))
+        torch.testing.assert_close(torch.tensor(beliefs), expected)
 
 
 def test_drawn_predictions_follow_the_belief(embedded):
@@ -91,27 +95,53 @@ def solved(text: str, right: int) -> Attempt:
     return Attempt(Problem(text, "0"), solutions=solutions, correct=[True] * right + [False] * (4 - right))
 
 
-def test_teaching_moves_beliefs_to_what_happened():
-    trainer = reader(read_lr=1e-3, steps=1000)
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_the_probe_is_the_logistic_regression_of_scikit_learn(offset):
+    states = torch.randn(200, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 5, 30) + offset
+    counts = torch.randint(0, 9, (200,), generator=torch.Generator().manual_seed(1))
+    probe, operations = fit(states, counts)
+    centred = states - states.mean(0)
+    inputs = torch.nn.functional.pad(centred / centred.square().mean().sqrt(), (0, 1), value=1.0).numpy()
+    peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, max_iter=5000).fit(inputs, counts.numpy())
+    ours = (states @ probe[:, :-1].T + probe[:, -1]).softmax(-1)
+    np.testing.assert_allclose(ours, peer.predict_proba(inputs), atol=0.005)
+    assert operations % (4 * 200 * 9 * 31) == 0 and operations > 0
+
+
+def test_beliefs_move_to_what_happened_and_a_checkpoint_keeps_them(tmp_path):
+    trainer = reader()
     attempts = [solved("9+8-4", 0), solved("1+1", 4), solved("7-2+1", 2)]
-    losses = [trainer.imitate(attempts, step=1)["read_loss"] for _ in range(40)]
-    trainer.predict(attempts, 1, 0)
+    losses = []
+    for _ in range(40):
+        trainer.predict(attempts, 1, 0)
+        losses.append(trainer.imitate(attempts, step=1)["read_loss"])
     assert losses[-1] < 0.2 * losses[0]
+    assert [max(range(9), key=a.belief.__getitem__) for a in attempts] == [0, 8, 4]
+    trainer.policy.save(tmp_path)
+    kept, beliefs = load(str(tmp_path), device="cpu", dtype="float32"), [attempt.belief for attempt in attempts]
+    read(kept, attempts, trainer.options.sampling)
+    torch.testing.assert_close(kept.probe, trainer.policy.probe)
+    assert [attempt.belief for attempt in attempts] != beliefs  # the last fit came after they were read
     assert [max(range(9), key=a.belief.__getitem__) for a in attempts] == [0, 8, 4]
 
 
-def test_teaching_follows_the_gradient_of_the_cross_entropy():
-    """One step of teaching at a rate of almost 0 reports -log p of the counts that came true, over the vocabulary."""
-    trainer = reader(read_lr=1e-30)
-    attempts = [solved("9+8-4", 0), solved("7-2+1", 2)]
-    opening, tokens = trainer.policy.counts
-    expected = []
-    for attempt, count in zip(attempts, (0, 4), strict=True):
-        ids = trainer.policy.encode(masa.meta_prompt(attempt.problem.text, 96)) + opening
-        with torch.no_grad():
-            logits = trainer.policy.model(torch.tensor([ids])).logits[0, -1]
-        expected.append(-logits.log_softmax(-1)[tokens[count]].item())
-    assert trainer.imitate(attempts, step=1)["read_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
+def test_the_loss_is_that_of_the_belief_before_the_solutions():
+    trainer, attempts = reader(), [solved("9+8-4", 0), solved("7-2+1", 2)]
+    trainer.predict(attempts, 1, 0)
+    expected = -(math.log(attempts[0].belief[0]) + math.log(attempts[1].belief[4])) / 2
+    assert trainer.imitate(attempts, step=1)["read_loss"] == pytest.approx(expected)
+    assert trainer.imitate([], step=1)["read_loss"] is None
+
+
+def test_without_the_gate_reading_leaves_training_as_it_is():
+    options = {"gate": "off", "efficient_from": 100, "seed": 3}
+    trainers = [reader(**options), make_trainer(Options.of({"algo": "grpo", "dtype": "float32"} | SMALL | options))]
+    for trainer in trainers:
+        for step in range(1, 4):
+            trainer.step(step)
+    with_beliefs, without = (trainer.policy.model.state_dict() for trainer in trainers)
+    assert all(torch.equal(with_beliefs[name], without[name]) for name in without)
+    assert not torch.equal(without["lm_head.weight"], load("tiny", device="cpu").model.state_dict()["lm_head.weight"])
 
 
 @pytest.mark.parametrize(("gate", "skipped"), [("hopeless", [True, False, False]), ("both", [True, True, False])])
@@ -125,7 +155,7 @@ def test_the_gate_acts_on_the_probability_that_all_are_alike(gate, skipped):
 
 def test_reading_costs_a_forward_pass_and_no_generated_token(monkeypatch):
     trainer = reader()
-    monkeypatch.setattr(Policy, "beliefs", lambda self, prompts: [(1.0, *[0.0] * 8)] * len(prompts))
+    monkeypatch.setattr(Policy, "beliefs", lambda self, states: [(1.0, *[0.0] * 8)] * len(states))
     figures, attempts = trainer.step(1)
     prompts = [trainer.policy.encode(masa.meta_prompt(a.problem.text, 96)) for a in attempts]
     tokens = sum(len(prompt) + len(trainer.policy.counts[0]) for prompt in prompts)
@@ -136,7 +166,7 @@ def test_reading_costs_a_forward_pass_and_no_generated_token(monkeypatch):
 
 def test_the_gate_of_beliefs_is_judged_on_explored_problems(monkeypatch):
     trainer = reader(explore=1.0)
-    monkeypatch.setattr(Policy, "beliefs", lambda self, prompts: [(1.0, *[0.0] * 8)] * len(prompts))
+    monkeypatch.setattr(Policy, "beliefs", lambda self, states: [(1.0, *[0.0] * 8)] * len(states))
     monkeypatch.setattr("rollout.solution_reward", lambda *_: 0.0)
     assert trainer.step(1)[0]["gate_precision"] == 1.0
     assert [judged[:3] for judged in trainer.explored] == [(1, True, True)] * 4

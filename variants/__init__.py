@@ -7,7 +7,7 @@ with several at once; `ablate.py` compares them.
     dapo.py      dynamic sampling: draw on until P problems have solutions that differ in outcome
     history.py   skip by what became of the same problem before
     oracle.py    the oracle gate: the most that any gate could save
-    read.py      read what the policy believes, teach it, and gate by it (--algo masa-read)
+    read.py      read what the policy knows, and gate by it (--algo masa-read)
     refill.py    fresh problems take the place of those that the gate skips
 """
 

@@ -1,31 +1,62 @@
-"""Read: what the policy knows about a problem is read from its own probabilities, taught, and acted on.
+"""Read: what the policy knows about a problem is read from its hidden state, learned, and acted on.
 
-A drawn prediction *says* one count out of 8. The probabilities of all nine counts, after the words that open a
-prediction, show what the policy *believes*; one forward pass over the prompt reads them, and no token is generated. So
-self-knowledge costs almost nothing, and it can gate from the first steps on. It goes beyond the paper, in which
-predictions are drawn; with --predictions they can be drawn as well.
+A drawn prediction *says* one count out of 8. The hidden state from which that count would be drawn, after the words
+that open a prediction, holds what the policy *knows*; one forward pass over the prompt shows it, and no token is
+generated. So self-knowledge costs almost nothing, and it can gate from the first steps on. It goes beyond the paper,
+in which predictions are drawn; with --predictions they can be drawn as well.
 
-1. Predict    read the belief about each problem                              `Policy.beliefs`
-2. Gate       skip what is believed to be all wrong (--gate both: all alike)  `masa.probability_alike`
-8. Imitate    teach the counts that came true, one token for each of the last --read-lessons problems
+1. Predict    read the belief about each problem, the probabilities of the counts 0..8   `Policy.beliefs`
+2. Gate       skip what is believed to be all wrong (--gate both: all alike)             `masa.probability_alike`
+8. Imitate    fit the probe to the counts that came true                                 `fit`
 
-Teaching is one supervised step. Its loss is the cross-entropy of the counts that came true, a *proper* score: its mean
-is least if beliefs are the frequencies with which the counts come true. Rewarding a drawn count does not have this
-effect, since it makes the likeliest count still likelier. So with --predictions, leave the pass rate out of their
-reward: --meta-rewards length,notion. The problems of a single step would do for teaching (--read-lessons 32), but the
-gradient of four times as many is less noisy, and the policy knows more at the same learning rate. Keep --read-lr well
-below --lr: on SmolLM2 (docs/real-model.md) teaching at half of it cost more solving than the gate can save.
+At first a belief is what the policy would say: the nine rows of its output matrix that write the counts turn the hidden
+state into probabilities. From the first step on a *probe* takes their place, a linear map from hidden states to counts
+that is fitted to what came true. Its loss is the cross-entropy, a *proper* score: its mean is least if beliefs are the
+frequencies with which the counts come true. The weights of the policy have no part in this, so it learns to solve as
+without beliefs: with --gate off exactly as --algo grpo. Teaching the policy itself to write the counts was tried first.
+It knows no more, costs operations, and on a real model solving (docs/real-model.md).
 """
 
 from collections.abc import Sequence
+from math import log
+from statistics import fmean
 from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, pad
 
 import masa
 from engine.command_line import OptionError
-from grpo import Sample
 from problems.source import Problem
 from rollout import Attempt, read
 from train import Trainer
+
+LESSONS = 1024  # the probe is fitted to the last problems; older states are those of another policy
+RIDGE = 10.0  # of the penalty on the probe's weights: at first there are fewer problems than weights
+
+
+def fit(states: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Fit a linear map from hidden states (N, H) to the logits of the counts 0..8 that came true (N,).
+
+    Multinomial logistic regression on centred states of mean square 1, with an L2 penalty. Returns the map for states
+    as they are, (9, H + 1) with the offsets in the last column, and how many operations the fit took.
+    """
+    mean = states.mean(0)
+    scale = (states - mean).square().mean().sqrt().clamp(min=1e-6)
+    inputs = pad((states - mean) / scale, (0, 1), value=1.0)  # (N, H + 1)
+    weights = torch.zeros(masa.PASS_RATE_SCALE + 1, inputs.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        weights.grad = None
+        loss = cross_entropy(inputs @ weights.T, counts) + RIDGE / 2 * weights.square().sum() / len(counts)
+        loss.backward()
+        return loss
+
+    optimizer.step(loss)
+    slopes, offsets = weights.detach()[:, :-1] / scale, weights.detach()[:, -1:]
+    operations = 4 * len(counts) * weights.numel() * optimizer.state[weights]["func_evals"]
+    return torch.cat([slopes, offsets - slopes @ mean[:, None]], dim=1), operations
 
 
 class Reader(Trainer):
@@ -34,12 +65,9 @@ class Reader(Trainer):
         if not self.policy.counts:
             raise OptionError("--variant read: this tokenizer begins several of the counts 0 to 8 with the same token")
 
-    def meta_prompt(self, text: str) -> list[int]:
-        return self.policy.encode(masa.meta_prompt(text, self.options.sampling.max_new_tokens))
-
     def fits(self, problem: Problem, hint: tuple[str, ...] = ()) -> bool:
-        short_enough = len(self.meta_prompt(problem.text)) <= self.options.sampling.max_prompt_tokens
-        return short_enough and super().fits(problem, hint)
+        asked = self.policy.encode(masa.meta_prompt(problem.text, self.options.sampling.max_new_tokens))
+        return len(asked) <= self.options.sampling.max_prompt_tokens and super().fits(problem, hint)
 
     def predict(self, attempts: Sequence[Attempt], step: int, draw: int) -> None:
         """Read beliefs, and count what that costs: a forward pass over each prompt."""
@@ -52,16 +80,12 @@ class Reader(Trainer):
         return masa.probability_alike(attempt.belief, easy) >= 1 - self.options.gate.gate_margin
 
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
-        """Imitate experts, if there are any, and teach what came true."""
-        self.lessons += [(a.problem.text, masa.pass_rate_count(a.pass_rate)) for a in solved]
-        self.lessons = self.lessons[-self.options.imitation.read_lessons :]
-        return super().imitate(solved, step) | {"read_loss": self.teach(step)}
-
-    def teach(self, step: int) -> float | None:
-        """Teach the counts that came true; return their mean negative log-likelihood before the step."""
-        lr = self.options.imitation.read_lr * max(0.1, 1 - step / self.options.run.steps)
-        if not self.lessons or not lr or not self.policy.counts:
-            return None
-        opening, tokens = self.policy.counts
-        asked = [(self.meta_prompt(text) + opening, tokens[count]) for text, count in self.lessons]
-        return self.supervise([Sample(prompt, [token]) for prompt, token in asked], lr)
+        """Imitate experts, if there are any, and fit the probe; report how likely the belief held what came true."""
+        new = [(a.state, masa.pass_rate_count(a.pass_rate)) for a in solved]
+        losses = [-log(max(1e-9, a.belief[count])) for a, (_, count) in zip(solved, new, strict=True)]
+        self.lessons = [*self.lessons, *new][-LESSONS:]
+        if new:
+            states, counts = zip(*self.lessons, strict=True)
+            self.policy.probe, flops = fit(torch.stack(states), torch.tensor(counts))
+            self.counters["flops"] += flops
+        return super().imitate(solved, step) | {"read_loss": fmean(losses) if losses else None}
