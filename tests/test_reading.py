@@ -100,12 +100,18 @@ def test_the_probe_is_the_logistic_regression_of_scikit_learn(offset):
     states = torch.randn(200, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 5, 30) + offset
     counts = torch.randint(0, 9, (200,), generator=torch.Generator().manual_seed(1))
     probe, operations = fit(states, counts)
-    centred = states - states.mean(0)
-    inputs = torch.nn.functional.pad(centred / centred.square().mean().sqrt(), (0, 1), value=1.0).numpy()
-    peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, max_iter=5000).fit(inputs, counts.numpy())
+    inputs = (states - states.mean(0)) / states.std(unbiased=False, dim=0).square().mean().sqrt()
+    peer = LogisticRegression(C=1 / RIDGE, max_iter=5000).fit(inputs.numpy(), counts.numpy())
     ours = (states @ probe[:, :-1].T + probe[:, -1]).softmax(-1)
-    np.testing.assert_allclose(ours, peer.predict_proba(inputs), atol=0.005)
-    assert operations % (4 * 200 * 9 * 31) == 0 and operations > 0
+    np.testing.assert_allclose(ours, peer.predict_proba(inputs.numpy()), atol=0.005)
+    assert operations % (4 * 200 * 9 * 30) == 0 and operations > 0
+
+
+def test_a_probe_of_one_outcome_or_one_problem_expects_it_again():
+    for states, counts in ((torch.randn(32, 30), [0] * 32), (torch.ones(1, 30), [8])):
+        probe, _ = fit(states, torch.tensor(counts))
+        beliefs = (states @ probe[:, :-1].T + probe[:, -1]).softmax(-1)
+        assert probe.isfinite().all() and (beliefs[:, counts[0]] > 0.9).all()
 
 
 def test_beliefs_move_to_what_happened_and_a_checkpoint_keeps_them(tmp_path):

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 import masa
 from engine.command_line import OptionError
@@ -32,31 +32,32 @@ from rollout import Attempt, read
 from train import Trainer
 
 LESSONS = 1024  # the probe is fitted to the last problems; older states are those of another policy
-RIDGE = 10.0  # of the penalty on the probe's weights: at first there are fewer problems than weights
+RIDGE = 10.0  # weight of the penalty: at first there are fewer problems than slopes
 
 
 def fit(states: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Fit a linear map from hidden states (N, H) to the logits of the counts 0..8 that came true (N,).
 
-    Multinomial logistic regression on centred states of mean square 1, with an L2 penalty. Returns the map for states
-    as they are, (9, H + 1) with the offsets in the last column, and how many operations the fit took.
+    Multinomial logistic regression on centred states of mean square 1, with an L2 penalty on the slopes. Returns the
+    map for states as they are, (9, H + 1) with the offsets in the last column, and how many operations the fit took.
     """
     mean = states.mean(0)
     scale = (states - mean).square().mean().sqrt().clamp(min=1e-6)
-    inputs = pad((states - mean) / scale, (0, 1), value=1.0)  # (N, H + 1)
-    weights = torch.zeros(masa.PASS_RATE_SCALE + 1, inputs.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+    inputs = (states - mean) / scale  # (N, H)
+    slopes = torch.zeros(masa.PASS_RATE_SCALE + 1, inputs.shape[1], requires_grad=True)
+    offsets = torch.zeros(masa.PASS_RATE_SCALE + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([slopes, offsets], max_iter=50, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        weights.grad = None
-        loss = cross_entropy(inputs @ weights.T, counts) + RIDGE / 2 * weights.square().sum() / len(counts)
+        optimizer.zero_grad()
+        loss = cross_entropy(inputs @ slopes.T + offsets, counts) + RIDGE / 2 * slopes.square().sum() / len(counts)
         loss.backward()
         return loss
 
     optimizer.step(loss)
-    slopes, offsets = weights.detach()[:, :-1] / scale, weights.detach()[:, -1:]
-    operations = 4 * len(counts) * weights.numel() * optimizer.state[weights]["func_evals"]
-    return torch.cat([slopes, offsets - slopes @ mean[:, None]], dim=1), operations
+    operations = 4 * len(counts) * slopes.numel() * optimizer.state[slopes]["func_evals"]
+    raw = slopes.detach() / scale
+    return torch.cat([raw, (offsets.detach() - raw @ mean)[:, None]], dim=1), operations
 
 
 class Reader(Trainer):
