@@ -3,7 +3,7 @@
 The cost in floating-point operations is the usual estimate, which does not depend on the machine: 2 N for a token that
 is drawn and 6 N for one that is trained on (forward 2 N, backward twice that), where N is the number of parameters.
 Equal prompts of a group count once. The part of attention that grows with the square of the length, the optimizer,
-evaluations and the probes of the oracle gate are left out.
+evaluations and the trials of the oracle gate are left out.
 """
 
 import dataclasses

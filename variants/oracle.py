@@ -1,6 +1,6 @@
 """The oracle gate: skip exactly what many extra solutions show to be all right or all wrong.
 
-The tokens and seconds of these probes are not counted. So this is no method, but a bound: the most that any gate could
+The tokens and seconds of these trials are not counted. So this is no method, but a bound: the most that any gate could
 save with perfect predictions.
 """
 
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from rollout import Attempt, solve
 from train import Trainer
 
-PROBES = 32  # solutions to each problem that only the oracle sees
+TRIALS = 32  # solutions to each problem that only the oracle sees
 
 
 class OracleGate(Trainer):
     def choose(self, attempts: Sequence[Attempt], step: int, draw: int) -> None:
         started = time.monotonic()
-        probed = [Attempt(attempt.problem) for attempt in attempts]
-        sampling = dataclasses.replace(self.options.sampling, samples=PROBES)
-        solve(self.policy, probed, sampling, self.stream(step, f"oracle {draw}"))
-        for attempt, probe in zip(attempts, probed, strict=True):
-            attempt.skipped = probe.zero_variance
+        tried = [Attempt(attempt.problem) for attempt in attempts]
+        sampling = dataclasses.replace(self.options.sampling, samples=TRIALS)
+        solve(self.policy, tried, sampling, self.stream(step, f"oracle {draw}"))
+        for attempt, trial in zip(attempts, tried, strict=True):
+            attempt.skipped = trial.zero_variance
         self.counters["training_ms"] -= round(1000 * (time.monotonic() - started))
