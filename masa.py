@@ -217,8 +217,8 @@ def length_limit(predictions: Sequence[MetaPrediction | None], multiplier: float
     return max(1, min(ceiling, math.ceil(multiplier * median(lengths) - ROUNDING)))
 
 
-# ---- beliefs: the probabilities of the counts 0..8 out of 8 attempts. They are read instead of drawn (`Policy.beliefs`):
-# one forward pass over the prompt shows all nine. Not in the paper.
+# ---- beliefs: the probabilities of the counts 0..8, read instead of drawn (`Policy.beliefs`): one forward pass over
+# the prompt shows all nine. Not in the paper.
 
 
 def expected_pass_rate(belief: Sequence[float]) -> float:
