@@ -6,7 +6,7 @@
 
 A variant is a dictionary of options of train.py; +name=value changes one. Whatever follows -- goes to every run. The
 same command continues where it stopped: finished runs are not run again, interrupted ones resume. DIR/VARIANT/seed-N is
-a run folder, DIR/comparison.md has the tables, and --report adds a page with pictures, DIR/report.html.
+a run folder, and DIR/comparison.md has the tables; `python -m lab.report DIR` adds a page with pictures.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from train import Options, build_parser
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {"algo": "grpo"},
-    "grpo-kl": {"algo": "grpo", "kl_coef": 0.01},
     "dapo": {"algo": "grpo", "variant": "dapo"},
     "oracle-gate": {"algo": "grpo", "variant": "oracle-gate"},
     "history": {"algo": "grpo", "variant": "history", "efficient_from": 10, "explore": 0.05},
@@ -40,10 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "efficient-gate-easy": {"algo": "masa-efficient", "gate": "both", "gate_loss": 1.0},  # skips what is all right, too
     "efficient-no-cutoff": {"algo": "masa-efficient", "cutoff": 0.0},
     "efficient-no-experts": {"algo": "masa-efficient", "experts": False},
-    "efficient-no-failures": {"algo": "masa-efficient", "expert_failures": False},
     "efficient-hints": {"algo": "masa-efficient", "hints": "votes"},
-    "efficient-kl": {"algo": "masa-efficient", "kl_coef": 0.01},
-    "efficient-refill": {"algo": "masa-efficient", "variant": "refill"},
     # Named after the paper's two phases: the first never acts on predictions, the second always.
     "parallel": {"algo": "masa-efficient", "efficient_from": 10**9},
     "sequential": {"algo": "masa-efficient", "efficient_from": 1, "gate_loss": 1.0},
@@ -63,7 +59,6 @@ class AblateOptions:
     steps: Annotated[int, "steps of each run; 0 for as many as train.py makes", {"least": 0}] = 0
     jobs: Annotated[int, "runs at a time, sharing the cores", {"least": 1}] = 1
     out: Annotated[str, "output folder"] = "runs/ablation"
-    report: Annotated[bool, "also draw report.html (pip install -r requirements-lab.txt)"] = False
 
 
 def variant_options(text: str) -> dict[str, Any]:
@@ -113,7 +108,6 @@ def main() -> None:
     with ending("ablate.py", "; the same command continues from the last checkpoints"):
         options, train_options = parse_arguments()
         runs = plan(options, train_options)
-        report = importlib.import_module("lab.report") if options.report else None  # now: packages may be missing
         print(f"{len(runs)} runs into {options.out}, {sum(run.finished() for run in runs)} of them finished already")
         failed = run_all(runs, options.jobs)
     out, compare = Path(options.out), importlib.import_module("lab.compare")
@@ -121,10 +115,7 @@ def main() -> None:
     if finished:
         text = compare.markdown(compare.compare(finished))
         (out / "comparison.md").write_text(text + "\n")
-        print(f"\n{text}\n\ntables: {out / 'comparison.md'}")
-    if finished and report:
-        report.write(finished, out / "report.html")
-        print(f"report: {out / 'report.html'}")
+        print(f"\n{text}\n\ntables: {out / 'comparison.md'}; a page with pictures: python -m lab.report {out}")
     if failed:
         print(*map(last_lines, failed), sep="\n", file=sys.stderr)
         sys.exit(f"ablate.py: {len(failed)} of {len(runs)} runs failed; the same command tries them again")

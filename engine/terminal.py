@@ -37,9 +37,11 @@ IN_SUMMARY = {
 def ending(script: str, to_continue: str = "") -> Iterator[None]:
     """End the script with a message and an exit status, without a traceback, unless it ends by a bug.
 
-    to_continue: what to do after Ctrl-C.
+    to_continue: what to do after Ctrl-C. Characters that the terminal lacks, such as most on Windows' cp1252, are
+    printed as their codes.
     """
-    accept_every_character()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except Stopped as stop:
@@ -50,12 +52,6 @@ def ending(script: str, to_continue: str = "") -> Iterator[None]:
         sys.exit(130)
     except EXPECTED as error:
         sys.exit(f"{script}: {error}")
-
-
-def accept_every_character() -> None:
-    """Print characters that the terminal lacks, such as most on Windows' cp1252, as their codes instead of failing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def first_lines(policy: Any, source: Any, held_out: Sequence[Any], model: str) -> str:

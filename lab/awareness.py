@@ -37,7 +37,6 @@ READ_AT = 0.8  # problems whose solutions are believed all alike with this proba
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
-SHARES = np.linspace(0.01, 1.0, 100)  # the shares of problems at which the oracle is judged
 ON_PAPER = "Gate and cutoff: what they would have done. No problem was skipped here, and no solution cut."
 Predictions = list[MetaPrediction | None]  # of one problem; None: did not parse
 Row = dict[str, Any]  # of a table: {column: value}
@@ -160,7 +159,6 @@ def awareness(
         "read": [bool(p.get("belief")) and masa.probability_alike(p["belief"], both) >= READ_AT for p in problems],
     }
     rewards = [r for p, q in zip(problems, predictions, strict=True) for r, m in zip(p["rewards"], q, strict=True) if m]
-    oracle = oracle_gate(correct, drawn, group, SHARES)
     return {
         "problems": {
             "held_out": len(problems),
@@ -172,7 +170,6 @@ def awareness(
         # Means over the predictions that parsed and have this reward: a run may have begun before it existed.
         "rewards": {n: fmean(row[n] for row in rewards if n in row) for n in dict.fromkeys(chain(*rewards))},
         **{f"gate, {way}": _gate_figures(np.array(skip[way]), correct, drawn, group) for way in ways},
-        "oracle_at_its_best_F1": max(oracle, key=lambda point: point["F1"] or 0),
         "cutoff": _cutoff_figures(problems, predictions, cutoff or 2.0),
     }
 

@@ -257,12 +257,6 @@ def pictures(runs: Sequence[Run]) -> dict[str, str]:
     return {"learning.svg": accuracy_chart(variants), **charts}
 
 
-def write(runs: Sequence[Run], file: Path) -> None:
-    """Write the report of the runs to a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(runs), encoding="utf-8", errors="backslashreplace")  # a model may write half a surrogate pair
-
-
 def main() -> None:
     parser = argparse.ArgumentParser("python -m lab.report", description="Write a report of runs as one HTML file.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
@@ -272,7 +266,8 @@ def main() -> None:
     file = options.out or options.folders[0] / "report.html"
     try:
         runs = compare.find_runs(options.folders)
-        write(runs, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page(runs), encoding="utf-8", errors="backslashreplace")  # a model may write half a character
     except ValueError as error:
         sys.exit(f"lab.report: {error}")
     print(f"wrote {file}")

@@ -203,9 +203,7 @@ def load_problems(name: str, levels: Sequence[int] | None = None) -> Source:
 def main() -> None:
     if sys.argv[1:]:
         source, count = load_problems(sys.argv[1]), int(sys.argv[2])
-        for problem in source.train(seed=0, start=0, count=count) + source.heldout(
-            count // 9
-        ):  # as a tenth is held out
+        for problem in source.train(0, 0, count) + source.heldout(count // 9):  # as a tenth is held out
             print(as_line(problem))
         return
     for name in GENERATORS:

@@ -64,9 +64,8 @@ def hostile_page(tmp_path) -> str:
         write_rows(path / "evaluations.jsonl", [row | {"step": 0}, row])
         rows = [row | {"grad_norm": 0.5, "wrongly_cut_frac": 0.25} for row in read_rows(path / "metrics.jsonl")]
         write_rows(path / "metrics.jsonl", rows)
-    file = tmp_path / "report.html"
-    report.write(compare.find_runs([tmp_path]), file)
-    return file.read_text(encoding="utf-8")
+    assert run_script("lab.report", str(tmp_path)).status == 0
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_model_wrote_is_shown_and_never_run(hostile_page):

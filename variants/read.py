@@ -2,19 +2,17 @@
 
 A drawn prediction *says* one count out of 8. The hidden state from which that count would be drawn, after the words
 that open a prediction, holds what the policy *knows*; one forward pass over the prompt shows it, and no token is
-generated. So self-knowledge costs almost nothing, and it can gate from the first steps on. It goes beyond the paper,
-in which predictions are drawn; with --predictions they can be drawn as well.
+generated. So it can gate from the first steps on. This goes beyond the paper; with --predictions, some are also drawn.
 
 1. Predict    read the belief about each problem, the probabilities of the counts 0..8   `Policy.beliefs`
 2. Gate       skip what is believed to be all wrong (--gate both: all alike)             `masa.probability_alike`
 8. Imitate    fit the probe to the counts that came true                                 `fit`
 
 At first a belief is what the policy would say: the nine rows of its output matrix that write the counts turn the hidden
-state into probabilities. From the first step on a *probe* takes their place, a linear map from hidden states to counts
-that is fitted to what came true. Its loss is the cross-entropy, a *proper* score: its mean is least if beliefs are the
-frequencies with which the counts come true. The weights of the policy have no part in this, so it learns to solve as
-without beliefs: with --gate off exactly as --algo grpo. Teaching the policy itself to write the counts was tried first.
-It knows no more, costs operations, and on a real model solving (docs/real-model.md).
+state into probabilities. After the first step a *probe* takes their place, a linear map that is fitted to what came
+true. Its loss is the cross-entropy, a *proper* score: its mean is least if beliefs are the frequencies with which the
+counts come true. The weights of the policy have no part in this: with --gate off it is trained exactly as by --algo
+grpo. Teaching the policy to write the counts was tried first; it spoils solving (docs/real-model.md).
 """
 
 from collections.abc import Sequence
