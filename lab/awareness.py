@@ -33,7 +33,7 @@ from engine.run_folder import read_rows
 from eval import pass_at_k
 from masa import MetaPrediction
 
-READ_AT = 0.8  # problems whose solutions are believed all alike with this probability are skipped (--algo masa-read)
+READ_AT = 0.95  # problems whose solutions are believed all alike with this probability are skipped (--algo masa-read)
 BINS = 10  # number of calibration bins, of equal width
 GRID = np.linspace(0.0, 1.0, 201)  # the true pass rates among which their distribution is estimated
 EM_STEPS = 1000
