@@ -127,12 +127,12 @@ def test_gate_by_hand():
 
 
 def test_what_is_read_by_hand():
-    """Beliefs of all wrong 0.9, 0.8, 0 and of all right 0, 0.1, 0.85; really 0, 1 and 4 of 4 are right."""
-    beliefs = [[0.9, 0.1] + [0.0] * 7, [0.8, 0.1] + [0.0] * 6 + [0.1], [0.0] * 7 + [0.15, 0.85]]
+    """Beliefs of all wrong 0.97, 0.95, 0 and of all right 0, 0.05, 0.96; really 0, 1 and 4 of 4 are right."""
+    beliefs = [[0.97, 0.03] + [0.0] * 7, [0.95] + [0.0] * 7 + [0.05], [0.0] * 7 + [0.04, 0.96]]
     counts = ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1])
     rows = [problem([], right, [9] * 4) | {"belief": b} for b, right in zip(beliefs, counts, strict=True)]
     found = aw.awareness(rows, group=4)
-    errors = [0.1 / 8, 0.25 - 0.9 / 8, 1 - (0.85 + 0.15 * 7 / 8)]
+    errors = [0.03 / 8, 0.25 - 0.05, 1 - (0.96 + 0.04 * 7 / 8)]
     assert found["read"]["mean_error"] == pytest.approx(sum(errors) / 3) and "said" not in found
     gate = {gate: aw.awareness(rows, group=4, gate=gate)["gate, read"] for gate in ("hopeless", "both")}
     assert [gate["hopeless"][name] for name in ("precision", "recall", "recall_of_the_hopeless")] == [0.5, 0.5, 1.0]

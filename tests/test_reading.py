@@ -152,7 +152,7 @@ def test_without_the_gate_reading_leaves_training_as_it_is():
 
 @pytest.mark.parametrize(("gate", "skipped"), [("hopeless", [True, False, False]), ("both", [True, True, False])])
 def test_the_gate_acts_on_the_probability_that_all_are_alike(gate, skipped):
-    trainer = reader(gate=gate)
+    trainer = reader(gate=gate, gate_margin=0.2)
     beliefs = [(0.8, *[0.025] * 8), (0.5, *[0.0] * 7, 0.5), (0.79, *[0.03] * 7, 0.0)]
     attempts = [Attempt(Problem(str(n), "0"), belief=belief) for n, belief in enumerate(beliefs)]
     trainer.gate(attempts)
