@@ -86,7 +86,7 @@ def test_the_oracle_skips_what_its_own_solutions_show_to_be_useless(monkeypatch)
 
 
 def test_what_the_oracle_draws_does_not_count(monkeypatch):
-    monkeypatch.setattr(oracle, "PROBES", 6)
+    monkeypatch.setattr(oracle, "TRIALS", 6)
     trainer = small_trainer(oracle.OracleGate, **GRPO)
     attempts = trainer.next_attempts(3, step=1, explore=0.0)
     trainer.choose(attempts, step=1, draw=0)
