@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--last", type=int, help="with --columns: over the last N steps")
     parser.add_argument("--step", type=int, help="with --columns: at step N")
     parser.add_argument("--each", action="store_true", help="with --columns: for each run, not for each variant")
-    parser.add_argument("--level", type=float, help="instead, the saving in tokens at which this pass@1 is held")
+    parser.add_argument("--level", type=float, help="instead, how many times fewer tokens it takes to hold this pass@1")
     o = parser.parse_args()
     parts = {f"first {o.first} steps": slice(o.first)} if o.first else {}
     parts |= {f"last {o.last} steps": slice(-o.last, None)} if o.last else {}
