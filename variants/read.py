@@ -80,8 +80,9 @@ class Reader(Trainer):
 
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
         """Imitate experts, if there are any, and fit the probe; report how likely the belief held what came true."""
-        new = [(a.state, masa.pass_rate_count(a.pass_rate)) for a in solved]
-        losses = [-log(max(1e-9, a.belief[count])) for a, (_, count) in zip(solved, new, strict=True)]
+        happened = [(a, masa.pass_rate_count(a.pass_rate)) for a in solved]
+        losses = [-log(max(1e-9, a.belief[count])) for a, count in happened]
+        new = [(a.state, count) for a, count in happened if a.state is not None]
         self.lessons = [*self.lessons, *new][-LESSONS:]
         if new:
             states, counts = zip(*self.lessons, strict=True)
