@@ -174,8 +174,8 @@ class Policy:
         if self.probe is not None:
             logits = torch.nn.functional.linear(hidden, self.probe[:, :-1], self.probe[:, -1])
         else:
-            head, (_, tokens) = self.sampling_model().get_output_embeddings(), self.counts
-            logits = head(hidden.to(head.weight))[:, tokens].float()
+            head = (self.sampling_copy or self.model).get_output_embeddings()  # `states` has just updated the copy
+            logits = head(hidden.to(head.weight))[:, self.counts[1]].float()
         return [tuple(belief) for belief in logits.softmax(-1).tolist()]
 
     def decode(self, ids: list[int]) -> str:
