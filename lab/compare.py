@@ -1,13 +1,14 @@
-"""Compare variants over seeds: accuracy, and what it costs to reach the accuracy of GRPO.
+"""Compare variants over seeds: accuracy, and what it costs to reach the accuracy of GRPO, or of another baseline.
 
     python -m lab.compare runs/main                              # the tables that ablate.py prints
+    python -m lab.compare runs/main --baseline dapo              # compared with DAPO instead
     python -m lab.compare runs/main --columns zero_variance_frac,mean_length --first 20 --last 20
 
-The cost to accuracy is what a variant spends until it *holds* GRPO's final pass@1, the mean of GRPO's last three
-evaluations, since a single one is too noisy a target. A run holds a target from the first evaluation that reaches it,
-provided that the mean of this and all later evaluations is not below it: one lucky evaluation is not enough, and an
+The cost to accuracy is what a variant spends until it *holds* the final pass@1 of this baseline, the mean of its last
+three evaluations, since a single one is too noisy a target. A run holds a target from the first evaluation that reaches
+it, provided that the mean of this and all later evaluations is not below it: one lucky evaluation is not enough, and an
 unlucky one later does not undo it. The cost is that of the point where the line from the previous evaluation crosses
-the target. GRPO's own cost follows the same rule.
+the target. The baseline's own cost follows the same rule.
 
 This file only reads run folders, and needs no package but numpy, because ablate.py prints its tables.
 """
@@ -35,7 +36,7 @@ T_QUANTILES = (
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 COSTS = ("tokens", "flops")  # columns of metrics.jsonl
-FINAL_EVALUATIONS = 3  # GRPO's final pass@1, the target, is the mean of the last three
+FINAL_EVALUATIONS = 3  # the baseline's final pass@1, the target, is the mean of the last three
 BASELINE, ORACLE = "grpo", "oracle-gate"
 # Figures of training steps that are averaged over the last ones; docs/glossary.md explains them.
 IN_TRAINING = """entropy mean_length grad_norm zero_variance_frac gated_frac cutoff_frac gate_precision gate_recall
@@ -148,10 +149,10 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(path) for path in paths]
 
 
-def by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each variant, GRPO first. Raises ValueError for two runs of one variant and seed."""
+def by_variant(runs: Sequence[Run], baseline: str = BASELINE) -> dict[str, list[Run]]:
+    """Return the runs of each variant, the baseline first. Raises ValueError for two runs of one variant and seed."""
     grouped: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.variant != BASELINE):
+    for run in sorted(runs, key=lambda run: run.variant != baseline):
         group = grouped.setdefault(run.variant, [])
         if twin := next((other for other in group if other.seed == run.seed), None):
             raise ValueError(f"{twin.path} and {run.path} are both {run.variant} with seed {run.seed}")
@@ -176,16 +177,16 @@ def lacking(runs: Sequence[Run]) -> list[str]:
 # ------------------------------------------------------------------------------- the comparison
 
 
-def compare(runs: Sequence[Run]) -> tuple[dict[str, list[Row]], list[str]]:
+def compare(runs: Sequence[Run], baseline: str = BASELINE) -> tuple[dict[str, list[Row]], list[str]]:
     """Return the comparison as tables, {title: rows}, and sentences on what could not be compared."""
-    variants, columns = by_variant(runs), reward_columns(runs)
+    variants, columns = by_variant(runs, baseline), reward_columns(runs)
     predicting = [run for run in runs if run.options["predictions"]]
     changes, change_shares = changes_explained(predicting, [*columns.values()])
     in_training = [column for column in IN_TRAINING if any(row.get(column) is not None for r in runs for row in r.rows)]
     last = column_table(runs, in_training, {"": slice(-LAST_STEPS, None)}) if in_training else []
     tables = {
-        "Held-out pass@1, and how many times fewer tokens and flops than GRPO a variant needs to reach and hold "
-        "GRPO's final pass@1 (mean [95% interval])": accuracy_rows(variants),
+        f"Held-out pass@1, and how many times fewer tokens and flops than {baseline} a variant needs to reach and hold "
+        f"the final pass@1 of {baseline} (mean [95% interval])": accuracy_rows(variants, baseline),
         f"What explains how a problem's pass rate changes between two evaluations (Shapley R², {changes} changes, not "
         "independent; version 1 of the paper: notion 67.1%, difficulty 23.1%, length 8.4%, step 1.4%)": [change_shares],
         f"Predictions at the last evaluation, all seeds together. {ON_PAPER}": figure_rows(last_awareness(variants)),
@@ -218,8 +219,8 @@ def changes_explained(runs: Sequence[Run], rewards: Sequence[str]) -> tuple[int,
     return len(changes), {"R²": r2} | shares
 
 
-def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
-    """Return accuracy and its cost, a row for each variant; only beside GRPO it has columns of the comparison with it.
+def accuracy_rows(variants: dict[str, list[Run]], baseline: str) -> list[Row]:
+    """Return accuracy and its cost, a row for each variant, and beside the baseline columns that compare it with that.
 
     "At equal tokens": at what the cheapest variant of the same seed generated, interpolated between evaluations.
     """
@@ -232,8 +233,8 @@ def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
     def equal(group: Sequence[Run]) -> dict[int, float]:
         return {r.seed: float(np.interp(budget[r.seed], r.evaluated("tokens"), r.evaluated())) for r in group}
 
-    grpo, rows = variants.get(BASELINE, []), []
-    oracle, _ = cost_ratio(variants.get(ORACLE, []), grpo, "tokens")
+    base, rows = variants.get(baseline, []), []
+    oracle, _ = cost_ratio(variants.get(ORACLE, []), base, "tokens")
     for name, group in variants.items():
         last = [run.rows[-1] for run in group]
         steps, tokens = sorted(row["step"] for row in last), fmean(row["tokens"] for row in last)
@@ -246,15 +247,15 @@ def accuracy_rows(variants: dict[str, list[Run]]) -> list[Row]:
             "tokens": f"{tokens / 1e6:.3f} M",
             "of these in predictions": f"{fmean(row['tokens_meta'] for row in last) / max(1, tokens):.0%}",
         }
-        if grpo and name != BASELINE:
-            ratios = {cost: cost_ratio(group, grpo, cost) for cost in COSTS}
-            ratio, row["seeds that hold GRPO's pass@1"] = ratios["tokens"]
+        if base and name != baseline:
+            ratios = {cost: cost_ratio(group, base, cost) for cost in COSTS}
+            ratio, row["seeds that hold the baseline's pass@1"] = ratios["tokens"]
             row |= {f"x fewer {cost}": ratios[cost][0] for cost in COSTS}
             # The saving of a variant, as a share of that of the oracle's gate, if this saves anything
             share = (1 - 1 / ratio.mean) / (1 - 1 / oracle.mean) if ratio and oracle and oracle.mean > 1 else None
             row["share of the oracle's saving"] = None if share is None else f"{share:.0%}"
-            row["pass@1 minus GRPO's"] = paired(final(group), final(grpo))
-            row["the same at equal tokens"] = paired(equal(group), equal(grpo))
+            row["pass@1 minus the baseline's"] = paired(final(group), final(base))
+            row["the same at equal tokens"] = paired(equal(group), equal(base))
         rows.append(row)
     return rows
 
@@ -270,24 +271,24 @@ def last_awareness(variants: dict[str, list[Run]]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def level_rows(variants: dict[str, list[Run]], level: float) -> list[Row]:
-    """Return how many times fewer tokens than GRPO each variant needs to hold a pass@1, and how many seeds hold it."""
-    ratios = {name: cost_ratio(group, variants.get(BASELINE, []), "tokens", level) for name, group in variants.items()}
+def level_rows(variants: dict[str, list[Run]], level: float, baseline: str) -> list[Row]:
+    """Return how many times fewer tokens than the baseline a variant needs to hold a pass@1; how many seeds hold it."""
+    ratios = {name: cost_ratio(group, variants.get(baseline, []), "tokens", level) for name, group in variants.items()}
     return [{"variant": name, "x fewer tokens": ratio, "hold it": held} for name, (ratio, held) in ratios.items()]
 
 
 def cost_ratio(
     runs: Sequence[Run], baseline: Sequence[Run], cost: str, level: float | None = None
 ) -> tuple[Interval | None, str]:
-    """Return by which factor a variant is cheaper, and "3 of 5": how many seeds hold GRPO's final pass@1, or `level`.
+    """Return by which factor a variant is cheaper, and "3 of 5": how many seeds hold `level` or the baseline's pass@1.
 
-    The factor is GRPO's cost to hold that pass@1 over the variant's: the geometric mean over the seeds that
+    The factor is the baseline's cost to hold that pass@1 over the variant's: the geometric mean over the seeds that
     hold it, with its interval. Seeds that never hold it are not in the factor, which flatters the variant.
     """
-    costs = []  # of GRPO and of the variant, seed by seed
-    for run, grpo in ((run, grpo) for run in runs for grpo in baseline if run.seed == grpo.seed):
-        target = fmean(grpo.evaluated()[-FINAL_EVALUATIONS:]) if level is None else level
-        costs.append([cost_to_hold(r.evaluated(cost), r.evaluated(), target) for r in (grpo, run)])
+    costs = []  # of the baseline and of the variant, seed by seed
+    for run, base in ((run, base) for run in runs for base in baseline if run.seed == base.seed):
+        target = fmean(base.evaluated()[-FINAL_EVALUATIONS:]) if level is None else level
+        costs.append([cost_to_hold(r.evaluated(cost), r.evaluated(), target) for r in (base, run)])
     # A cost of 0: the start already holds the target, and there is nothing to compare.
     ratio = mean_interval([math.log(theirs / ours) for theirs, ours in costs if theirs and ours])
     held = sum(ours is not None for _, ours in costs)
@@ -324,6 +325,7 @@ def markdown(result: tuple[dict[str, list[Row]], list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m lab.compare", description="Compare the runs of variants over seeds.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
+    parser.add_argument("--baseline", default=BASELINE, help="the variant to compare with (default: %(default)s)")
     parser.add_argument("--columns", help="instead, average these columns of metrics.jsonl, separated by commas")
     parser.add_argument("--first", type=int, help="with --columns: over the first N training steps")
     parser.add_argument("--last", type=int, help="with --columns: over the last N steps")
@@ -336,12 +338,14 @@ def main() -> None:
     parts |= {f"step {o.step}": slice(o.step - 1, o.step)} if o.step else {}
     try:
         runs = find_runs(o.folders)
+        if o.baseline not in {BASELINE, *(run.variant for run in runs)}:
+            raise ValueError(f"--baseline: found {o.baseline}, expected one of {', '.join(by_variant(runs))}")
         if o.columns:
             print(aligned(column_table(runs, o.columns.split(","), parts or {"all steps": slice(None)}, o.each)))
         elif o.level is not None:
-            print(aligned(level_rows(by_variant(runs), o.level)))
+            print(aligned(level_rows(by_variant(runs, o.baseline), o.level, o.baseline)))
         else:
-            print(markdown(compare(runs)))
+            print(markdown(compare(runs, o.baseline)))
     except ValueError as error:
         sys.exit(f"lab.compare: {error}")
 

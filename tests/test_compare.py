@@ -80,7 +80,7 @@ def test_shapley_shares_of_twins_are_equal_and_sum_to_r2():
     assert shapley_r2(x[:4], y[:4]) is None and shapley_r2(x, np.ones(40)) is None
 
 
-HOLDING = "seeds that hold GRPO's pass@1"
+HOLDING = "seeds that hold the baseline's pass@1"
 REWARDS = ("length", "difficulty", "notion")
 
 
@@ -120,7 +120,7 @@ def test_a_comparison_by_hand(tmp_path):
         write_run(tmp_path, "weak", seed, [0, 50, 100], [0.2, 0.3, 0.39])
     variants, text = tables(tmp_path)[0], run_script("lab.compare", str(tmp_path)).stdout
     assert list(variants) == ["grpo", "oracle-gate", "thrifty", "weak"]
-    differences = {name: variants[name]["pass@1 minus GRPO's"].mean for name in ("thrifty", "weak")}
+    differences = {name: variants[name]["pass@1 minus the baseline's"].mean for name in ("thrifty", "weak")}
     assert differences == {"thrifty": 0, "weak": pytest.approx(-0.21)}
     # At 100 tokens, what the thriftiest spend: GRPO 0.4, the oracle 0.6, thrifty 0.4 + 0.2 / 3
     assert variants["grpo"]["pass@1 at equal tokens"].mean == pytest.approx(0.4)
@@ -133,6 +133,9 @@ def test_a_comparison_by_hand(tmp_path):
     assert [variants["weak"][column] for column in columns] == ["0 of 2", None, None]
     assert variants["thrifty"][columns[-1]] == "50%" and HOLDING not in variants["grpo"]
     assert "| thrifty " in text and "50%" in text and "0 of 2" in text
+    found, _ = compare.compare(compare.find_runs([tmp_path]), baseline="thrifty")
+    first, grpo, *_ = next(iter(found.values()))
+    assert first["variant"] == "thrifty" and grpo["x fewer tokens"].mean == pytest.approx(3 / 4)
 
 
 def test_figures_of_training_are_means_over_the_last_20_steps(tmp_path):
@@ -142,10 +145,11 @@ def test_figures_of_training_are_means_over_the_last_20_steps(tmp_path):
     assert tables(tmp_path)[-1]["grpo"] == {"variant": "grpo", "entropy": 20.5}  # of steps 11 to 30
 
 
-def test_without_grpo_nothing_is_compared_to_it(tmp_path):
+def test_without_its_baseline_nothing_is_compared(tmp_path):
     write_run(tmp_path, "masa", 0, [0, 100], [0.2, 0.4], meta=4)
     [accuracy] = tables(tmp_path)
-    assert not any("GRPO" in column or "x fewer" in column for column in accuracy["masa"])
+    assert not any("baseline" in column or "x fewer" in column for column in accuracy["masa"])
+    assert "expected one of masa" in run_script("lab.compare", str(tmp_path), "--baseline", "dapo").stderr
 
 
 def test_awareness_is_that_of_the_last_evaluations_of_all_seeds(tmp_path, monkeypatch):
