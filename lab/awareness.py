@@ -87,27 +87,20 @@ def rate_distribution(correct: ArrayLike, drawn: ArrayLike) -> NDArray:
     return weights
 
 
-def oracle_curve(weights: NDArray, group: int) -> tuple[NDArray, NDArray]:
-    """Return (share skipped, share skipped and of zero variance) as the oracle skips more and more, from 0 to all."""
-    chance = GRID**group + (1 - GRID) ** group
-    order = np.argsort(-chance, kind="stable")
-    skipped, hits = np.cumsum(weights[order]), np.cumsum((weights * chance)[order])
-    return np.append(0.0, skipped), np.append(0.0, hits)
-
-
 def scores(hits: float, chosen: float, wanted: float) -> dict[str, float | None]:
-    """Return precision hits / chosen, recall hits / wanted, and F1; None where the divisor is 0."""
+    """Return precision hits / chosen, and recall hits / wanted; None where the divisor is 0."""
     return {
         "precision": float(hits / chosen) if chosen else None,
         "recall": float(hits / wanted) if wanted else None,
-        "F1": float(2 * hits / (chosen + wanted)) if chosen + wanted else None,
     }
 
 
-def oracle_gate(correct: ArrayLike, drawn: ArrayLike, group: int, shares: ArrayLike) -> list[Row]:
-    """Return the scores that the oracle expects at each share of problems skipped."""
-    skipped, hits = oracle_curve(rate_distribution(correct, drawn), group)
-    return [{"share": float(s)} | scores(np.interp(s, skipped, hits), s, hits[-1]) for s in np.asarray(shares)]
+def oracle_gate(weights: NDArray, group: int, share: float) -> Row:
+    """Return what the oracle scores if it skips this share of problems. weights: of true pass rates (len(GRID),)."""
+    chance = GRID**group + (1 - GRID) ** group
+    order = np.argsort(-chance, kind="stable")
+    skipped, hits = np.cumsum(weights[order]), np.cumsum((weights * chance)[order])
+    return scores(np.interp(share, [0.0, *skipped], [0.0, *hits]), share, hits[-1])
 
 
 # ------------------------------------------------------------------------------- the rows of evaluations.jsonl
@@ -207,7 +200,7 @@ def _length_figures(problems: Sequence[dict], predictions: Sequence[Predictions]
 def _gate_figures(skip: NDArray, correct: NDArray, drawn: NDArray, group: int) -> Row:
     """Score a gate that skips these problems against the chance that a group of their solutions has zero variance."""
     chance = np.array([zero_variance_chance(int(c), int(n), group) for c, n in zip(correct, drawn, strict=True)])
-    [oracle], hopeless = oracle_gate(correct, drawn, group, [skip.mean()]), correct == 0
+    oracle, hopeless = oracle_gate(rate_distribution(correct, drawn), group, skip.mean()), correct == 0
     return {
         "share_skipped": float(skip.mean()),
         **scores(chance[skip].sum(), skip.sum(), chance.sum()),
@@ -227,8 +220,6 @@ def _cutoff_figures(problems: Sequence[dict], predictions: Sequence[Predictions]
     return {
         "share_cut": float(cut.mean()),
         **scores((cut & ~correct).sum(), cut.sum(), (~correct).sum()),
-        "tokens_saved": int((lengths - limit)[cut].sum()),
-        "correct_solutions_lost": int((cut & correct).sum()),
         "correct_in_100_cut": float(100 * correct[cut].mean()) if cut.any() else None,
     }
 
@@ -285,7 +276,7 @@ def example() -> None:
     print("calibration error (|16 - 12| + 0 + 0) / 64 =", calibration_error(predicted, correct, drawn))
     print("Brier score (16 x 0.25 + 16 x 0.25 + 0 + 0) / 64 =", brier_score(predicted, correct, drawn))
     print("A gate that skips the last two is right both times. An oracle that knows the true pass rates expects")
-    print(*oracle_gate(correct, drawn, 16, [0.5]))
+    print(oracle_gate(rate_distribution(correct, drawn), 16, 0.5))
     print(f"If one of them truly had 0.99, its 16 would vary once in seven times: {1 - 0.99**16:.2f}")
 
 

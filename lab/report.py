@@ -71,14 +71,12 @@ def svg(figure: Figure, label: str) -> Markup:
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
 
 
-def panels(count: int, x_label: str, y_label: str, unit_square: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure of axes side by side. unit_square: both axes reach from 0 to 1."""
+def panels(count: int, x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
+    """Make a figure of axes side by side."""
     figure = Figure(figsize=(WIDTH * count, HEIGHT))
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
         ax.set(xlabel=x_label, ylabel=y_label)
-        if unit_square:
-            ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     return figure, axes
 
 
@@ -173,9 +171,9 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         rows = [row for run in variants[name] for row in run.evaluations[part]]
         points = predicted_and_actual(way, [problem for row in rows for problem in row["problems"]])
         charts |= {title: points} if points.size else {}
-    figure, axes = panels(len(charts), "predicted pass rate", "actual pass rate", unit_square=True)
+    figure, axes = panels(len(charts), "predicted pass rate", "actual pass rate")
     for ax, (title, points) in zip(axes, charts.items(), strict=True):
-        ax.set(title=title)
+        ax.set(title=title, xlim=(-0.1, 1.1), ylim=(-0.1, 1.1))  # room for the large dots in the corners
         ax.plot([0, 1], [0, 1], ":", color=LIGHT)
         places, times = np.unique(points[:2].round(2), axis=1, return_counts=True)
         for count in np.unique(times):  # dots of one size at once: the file then holds their shape once

@@ -78,7 +78,7 @@ def test_the_house_stays_small():
     options = [option for part in Options.parts().values() for option in declared(part)]
     sizes = {
         "root": (lines(lesson), 1560),
-        "all but tests": (lines(SOURCES), 6805),
+        "all but tests": (lines(SOURCES), 6800),
         "tests": (lines(path for path in tracked() if path.parts[0] == "tests"), 5480),
         "README.md": (len((ROOT / "README.md").read_text().splitlines()), 250),
         "options of train.py": (len(options), 56),

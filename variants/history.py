@@ -1,8 +1,8 @@
 """History: skip problems whose own past solutions say that the next ones will be all alike.
 
-A table of what became of each problem is free and never wrong, but it needs problems that come back: it is the baseline
-for a finite set of problems and several epochs (GRESO, arXiv 2506.02177, is of this kind). On fresh problems it knows
-nothing. With beliefs that are read (--variant read), these are what it expects of a problem before its first solution.
+A table of what became of each problem is free and never wrong, but it needs problems that come back: it is the rival
+of reading on a finite set and over several epochs (GRESO, arXiv 2506.02177, is of this kind). On fresh problems it
+knows nothing. With beliefs that are read (--variant read), these are what it expects before the first solution.
 """
 
 from collections.abc import Sequence
