@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masa-efficient": {"algo": "masa-efficient"},
     "masa-paper": {"algo": "masa-paper"},
     "efficient-no-gate": {"algo": "masa-efficient", "gate": "off"},
-    "efficient-gate-easy": {"algo": "masa-efficient", "gate": "both", "gate_loss": 1.0},  # skips what is all right, too
+    "efficient-gate-easy": {"algo": "masa-efficient", "gate": "both", "gate_loss": 1.0},  # and what is all correct
     "efficient-no-cutoff": {"algo": "masa-efficient", "cutoff": 0.0},
     "efficient-no-experts": {"algo": "masa-efficient", "experts": False},
     "efficient-hints": {"algo": "masa-efficient", "hints": "votes"},

@@ -62,8 +62,8 @@ class GateOptions:
     """How predictions are acted on (MASA-efficient)."""
 
     efficient_from: Annotated[int, "first step that acts on predictions", {"least": 0, "real": 50}] = 30
-    gate: Annotated[GateSide, "off: skip nothing; hopeless: predicted all wrong; both: all right, too"] = "hopeless"
-    gate_margin: Annotated[float, "how near to 0 (or 1) the mean predicted pass rate must be", {"least": 0}] = 0.1
+    gate: Annotated[GateSide, "off: skip nothing; hopeless: predicted all wrong; both: all correct, too"] = "hopeless"
+    gate_margin: Annotated[float, "how far a predicted rate may be from 0 (or 1), a belief from 1", {"least": 0}] = 0.1
     gate_loss: Annotated[float, "act while the gate would skip at most this share of what teaches", SHARE] = 0.2
     explore: Annotated[float, "share of problems that are neither skipped nor cut", SHARE] = 0.1
     cutoff: Annotated[float, "stop solutions at this multiple of the predicted length; 0: never", {"least": 0}] = 2.0

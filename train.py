@@ -13,7 +13,6 @@ small subclass of `Trainer` in `variants/`. Left out: sampling ahead of updates.
 import argparse
 import dataclasses
 import importlib
-import itertools
 import random
 import time
 from collections import Counter, deque
@@ -98,13 +97,13 @@ class Options(Parts):
         algo, embedded = given.get("algo", RunOptions.algo), is_embedded(given.get("model", ModelOptions.model))
         reasoning = {"meta_reasoning": algo == "masa-paper" and not embedded}
         o = cls.from_values(reasoning | ALGORITHMS.get(algo, {}) | dict(given))
-        s = o.sampling
+        s, variants = o.sampling, o.run.variant.split(",")
         if s.meta_reasoning and "max_meta_tokens" not in given:
             s.max_meta_tokens = s.max_new_tokens
-        uses = {"gate": o.gate.gate != "off" and "read" not in o.run.variant, "cutoff": o.gate.cutoff > 0}
+        uses = {"gate": o.gate.gate != "off" and "read" not in variants, "cutoff": o.gate.cutoff > 0}
         uses |= {"hints": o.gate.hints != "off", "experts": o.imitation.experts}
         lacking = [f"--{name}" for name, is_on in uses.items() if is_on and not s.predictions]
-        unknown = [name for name in o.run.variant.split(",") if name not in ("", *VARIANTS)]
+        unknown = [name for name in variants if name not in ("", *VARIANTS)]
         for fault, message in (
             (s.meta_reasoning and embedded, "--meta-reasoning: the embedded policy cannot do it; name another --model"),
             (s.samples < 2, "--samples: found 1, expected at least 2: solutions are compared with each other"),
@@ -143,10 +142,10 @@ class Trainer:
         self.announce: Callable[[str], None] = lambda phase: None  # tells whoever is waiting what is being done
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Attempt]]:
-        """Make one step of training; return its figures and its attempts. Step 0 only measures the start."""
+        """Make one step of training; return its figures and its attempts. In step 0 nothing is drawn."""
         o, acts, lost_before = self.options, self.acts(step), self.counters["skipped_updates"]
-        attempts, wanted = list[Attempt](), o.run.problems
-        for draw in itertools.count() if step else ():  # once, unless a variant wants more problems; never in step 0
+        attempts, wanted, draw = list[Attempt](), o.run.problems if step else 0, 0
+        while wanted:  # once, unless a variant wants more problems
             fresh = self.next_attempts(wanted, step, explore=o.gate.explore if acts else 1.0)
             # 1. Predict: how often right, how long, with which notions?
             self.announce("predicting")
@@ -159,8 +158,7 @@ class Trainer:
             self.announce("solving")
             solve(self.policy, [a for a in fresh if not a.skipped], o.sampling, self.stream(step, f"solve {draw}"))
             attempts += fresh
-            if not (wanted := self.wanted(attempts, draw)):
-                break
+            wanted, draw = self.wanted(attempts, draw), draw + 1
         solved = [attempt for attempt in attempts if attempt.solutions]
         # 5. Align: how well did the predictions fit what happened?
         align(solved, o.rewards.difficulty_base)
@@ -340,7 +338,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
             started = time.monotonic()
             figures, attempts = trainer.step(step)
             trainer.counters["training_ms"] += round(1000 * (time.monotonic() - started))
-            figures |= dict.fromkeys(evaluation.IN_METRICS)
+            figures |= dict.fromkeys(evaluation.IN_METRICS)  # None without an evaluation
             if step % options.evaluation.eval_every == 0 or step == options.run.steps:
                 evaluated, held_out = trainer.evaluate()
                 seconds = trainer.counters["training_ms"] / 1000  # without evaluations
@@ -348,7 +346,7 @@ def train(options: Options, path: Path, kind: type[Trainer] = Trainer) -> list[d
                 figures |= evaluated
             figures |= {name: trainer.counters[name] for name in COUNTERS}
             folder.log(step, figures, [transcript(attempt, step) for attempt in attempts[: options.run.transcripts]])
-            bar.update(min(step, 1))
+            bar.update(1 if step else 0)
             bar.set_postfix_str(terminal.live(folder.rows))
             run_folder.check_health(policy.model, trainer.counters["bad_steps_in_a_row"], step, policy.agree)
             stopping = stop.requested(policy.agree)

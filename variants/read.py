@@ -2,7 +2,7 @@
 
 A drawn prediction *says* one count out of 8. The hidden state from which that count would be drawn, after the words
 that open a prediction, holds what the policy *knows*; one forward pass over the prompt shows it, and no token is
-generated. So it can gate from the first steps on. This goes beyond the paper; with --predictions, some are also drawn.
+generated. So it can gate early. This goes beyond the paper; with --predictions, some are also drawn.
 
 1. Predict    read the belief about each problem, the probabilities of the counts 0..8   `Policy.beliefs`
 2. Gate       skip what is believed to be all wrong (--gate both: all alike)             `masa.probability_alike`
@@ -11,8 +11,8 @@ generated. So it can gate from the first steps on. This goes beyond the paper; w
 At first a belief is what the policy would say: the nine rows of its output matrix that write the counts turn the hidden
 state into probabilities. After the first step a *probe* takes their place, a linear map that is fitted to what came
 true. Its loss is the cross-entropy, a *proper* score: its mean is least if beliefs are the frequencies with which the
-counts come true. The weights of the policy have no part in this: with --gate off it is trained exactly as by --algo
-grpo. Teaching the policy to write the counts was tried first; it spoils solving (docs/real-model.md).
+counts come true. The policy's weights are not changed by this: with --gate off they are trained exactly as by --algo
+grpo, if no prompt is too long. Teaching the policy to write the counts spoils solving (docs/real-model.md).
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ from rollout import Attempt, read
 from train import Trainer
 
 LESSONS = 1024  # the probe is fitted to the last problems; older states are those of another policy
-RIDGE = 10.0  # weight of the penalty: at first there are fewer problems than slopes
+RIDGE = 10.0  # weight of the penalty: there may be fewer problems than slopes
 
 
 def fit(states: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Fit a linear map from hidden states (N, H) to the logits of the counts 0..8 that came true (N,).
+    """Fit a linear map from hidden states (N, H) to logits of the nine counts, given those that came true (N,).
 
     Multinomial logistic regression on centred states of mean square 1, with an L2 penalty on the slopes. Returns the
     map for states as they are, (9, H + 1) with the offsets in the last column, and how many operations the fit took.
@@ -46,14 +46,14 @@ def fit(states: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, int]:
     offsets = torch.zeros(masa.PASS_RATE_SCALE + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([slopes, offsets], max_iter=50, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = cross_entropy(inputs @ slopes.T + offsets, counts) + RIDGE / 2 * slopes.square().sum() / len(counts)
         loss.backward()
         return loss
 
-    optimizer.step(loss)
-    operations = 4 * len(counts) * slopes.numel() * optimizer.state[slopes]["func_evals"]
+    optimizer.step(closure)
+    operations = (2 + 2) * len(counts) * slopes.numel() * optimizer.state[slopes]["func_evals"]
     raw = slopes.detach() / scale
     return torch.cat([raw, (offsets.detach() - raw @ mean)[:, None]], dim=1), operations
 
@@ -79,7 +79,7 @@ class Reader(Trainer):
         return masa.probability_alike(attempt.belief, easy) >= 1 - self.options.gate.gate_margin
 
     def imitate(self, solved: Sequence[Attempt], step: int) -> dict[str, Any]:
-        """Imitate experts, if there are any, and fit the probe; report how likely the belief held what came true."""
+        """Imitate experts, if there are any, and fit the probe; report the loss that the beliefs had."""
         happened = [(a, masa.pass_rate_count(a.pass_rate)) for a in solved]
         losses = [-log(max(1e-9, a.belief[count])) for a, count in happened]
         new = [(a.state, count) for a, count in happened if a.state is not None]
