@@ -40,7 +40,7 @@ class SamplingOptions:
     max_prompt_tokens: Annotated[int, "leave out problems with a longer prompt", {"least": 1, "real": 512}] = 128
     max_new_tokens: Annotated[int, "longest solution, in tokens", {"least": 1, "real": 1024}] = 96
     max_meta_tokens: Annotated[int, "longest prediction, in tokens", {"least": 1, "real": 128}] = 24
-    meta_reasoning: Annotated[bool, "predictions reason first; in masa-paper, those of real models do"] = False
+    meta_reasoning: Annotated[bool, "predictions begin with a thought"] = False
     temperature: Annotated[float, "sampling temperature; 0 is greedy", {"least": 0}] = 1.0
     max_cache_tokens: Annotated[int, "rows x length in the sampler's cache", {"least": 1, "real": 2**17}] = 2**20
     top_p: float = 1.0  # not an option of train.py: an update uses the log-probs of the whole distribution

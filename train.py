@@ -55,6 +55,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     | {"efficient_from": 60, "hints": "draws", "aggregation": "joint-mean", "meta_weight": 1.0}
     | {"experts": False, "expert_failures": False, "expert_optimizer": "shared", "eval_predictions": 8},
 }
+# And for any model but the embedded policy, besides. Skipping by what is read did not pay there (docs/real-model.md).
+REAL: dict[str, dict[str, Any]] = {"masa-read": {"gate": "off"}, "masa-paper": {"meta_reasoning": True}}
 Algorithm = Literal["grpo", "masa", "masa-efficient", "masa-paper", "masa-read"]
 VARIANTS = ("dapo", "history", "oracle-gate", "read", "refill")
 WINDOW = 512  # the gate is judged by the explored ones among this many last problems
@@ -95,8 +97,7 @@ class Options(Parts):
     def of(cls, given: Mapping[str, Any]) -> "Options":
         """Make options from those that are given, over the presets of algorithm and model.  Raises OptionError."""
         algo, embedded = given.get("algo", RunOptions.algo), is_embedded(given.get("model", ModelOptions.model))
-        reasoning = {"meta_reasoning": algo == "masa-paper" and not embedded}
-        o = cls.from_values(reasoning | ALGORITHMS.get(algo, {}) | dict(given))
+        o = cls.from_values(ALGORITHMS.get(algo, {}) | ({} if embedded else REAL.get(algo, {})) | dict(given))
         s, variants = o.sampling, o.run.variant.split(",")
         if s.meta_reasoning and "max_meta_tokens" not in given:
             s.max_meta_tokens = s.max_new_tokens
@@ -370,7 +371,7 @@ def resolve(given: Mapping[str, Any], path: Path) -> Options:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options; those that are not given stay absent from what it parses."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=USAGE)
-    add_flags(parser, Options.parts().values(), ALGORITHMS)
+    add_flags(parser, Options.parts().values(), ALGORITHMS | {f"{name}, real models": o for name, o in REAL.items()})
     return parser
 
 
