@@ -118,8 +118,7 @@ PROBLEMS = [
 
 
 def test_gate_by_hand():
-    found = aw.awareness(PROBLEMS, group=4, gate="both")
-    gate = found["gate, said"]
+    gate = aw.awareness(PROBLEMS, group=4, gate="both")["gate, said"]
     assert (gate["precision"], gate["recall"], gate["share_skipped"]) == (0.5, 0.5, 0.4)
     assert gate["recall_of_the_hopeless"] == 0
     hopeless = aw.awareness(PROBLEMS, group=4, gate="off")  # judged as it would act: it skips only the second problem

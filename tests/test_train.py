@@ -120,7 +120,6 @@ def test_masa_paper_is_as_published_and_single_flags_override(tmp_path):
 
 
 def test_presets_of_real_models():
-    """In masa-paper predictions reason, and have room for it; in masa-read the gate is off."""
 
     def limits(**given) -> tuple[bool, int]:
         sampling = Options.of({"model": "somewhere", "max_new_tokens": 700} | given).sampling
