@@ -113,6 +113,8 @@ def test_masa_paper_is_as_published_and_single_flags_override(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["predictions"], config["gate"], config["gate_margin"], config["cutoff"]) == (8, "both", 0.0, 2.0)
     assert not any((config["explore"], config["experts"], config["expert_failures"], config["meta_reasoning"]))
+    assert (config["gate_loss"], config["aggregation"], config["meta_weight"]) == (1.0, "joint-mean", 1.0)
+    assert config["hints"] == "draws" and config["expert_optimizer"] == "shared" and config["eval_predictions"] == 8
     assert rows[-1]["clip_frac"] is not None and rows[-1]["rollouts"] > 0
     assert rows[2]["gate_recall"] is not None and rows[3]["gate_recall"] is None  # nothing explores once it acts
     options = Options.of({"algo": "masa-paper", "explore": 0.5, "hints": "off", "experts": True})
@@ -120,7 +122,6 @@ def test_masa_paper_is_as_published_and_single_flags_override(tmp_path):
 
 
 def test_presets_of_real_models():
-
     def limits(**given) -> tuple[bool, int]:
         sampling = Options.of({"model": "somewhere", "max_new_tokens": 700} | given).sampling
         return sampling.meta_reasoning, sampling.max_meta_tokens

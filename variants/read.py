@@ -53,7 +53,8 @@ def fit(states: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, int]:
         return loss
 
     optimizer.step(closure)
-    operations = (2 + 2) * len(counts) * slopes.numel() * optimizer.state[slopes]["func_evals"]
+    # Each evaluation multiplies and adds once for each slope going forward, and once more for its gradient.
+    operations = 4 * len(counts) * slopes.numel() * optimizer.state[slopes]["func_evals"]
     raw = slopes.detach() / scale
     return torch.cat([raw, (offsets.detach() - raw @ mean)[:, None]], dim=1), operations
 
