@@ -46,7 +46,7 @@ WORST, BEST = 6, 2  # transcripts shown of each variant
 COLOURS = 8  # those of report.mplstyle, which colour-blind readers can tell apart
 LIGHT = "#9aa5ad"
 LINES = {"said": ".-", "read": "--"}
-DOT = 12  # area of the dot of one problem, in square points
+DOT = 7  # area of the dot of one problem, in square points
 # The columns of metrics.jsonl that are drawn step by step, three in a row; docs/glossary.md explains them.
 STEP_CURVES = "entropy mean_length grad_norm gated_frac wrongly_cut_frac zero_variance_frac".split()
 WIDTH, HEIGHT = 4.4, 3.0  # of a chart in inches; the page scales it
@@ -173,7 +173,7 @@ def awareness_chart(name: str, variants: Variants) -> Markup:
         charts |= {title: points} if points.size else {}
     figure, axes = panels(len(charts), "predicted pass rate", "actual pass rate")
     for ax, (title, points) in zip(axes, charts.items(), strict=True):
-        ax.set(title=title, xlim=(-0.1, 1.1), ylim=(-0.1, 1.1))  # room for the large dots in the corners
+        ax.set(title=title, xlim=(-0.15, 1.15), ylim=(-0.15, 1.15))  # room for the large dots in the corners
         ax.plot([0, 1], [0, 1], ":", color=LIGHT)
         places, times = np.unique(points[:2].round(2), axis=1, return_counts=True)
         for count in np.unique(times):  # dots of one size at once: the file then holds their shape once
