@@ -131,7 +131,7 @@ def test_presets_of_real_models():
     assert limits(algo="masa-paper", meta_reasoning=False) == limits(algo="masa") == (False, 128)
     with pytest.raises(OptionError, match="--meta-reasoning: the embedded policy"):
         Options.of({"meta_reasoning": True})
-    assert [Options.of({"algo": "masa-read", "model": m}).gate.gate for m in ("tiny", "x")] == ["hopeless", "off"]
+    assert [Options.of({"algo": "masa-read", "model": m}).gate.gate for m in ("tiny", "x")] == ["both", "off"]
 
 
 def test_all_kinds_of_options_work_together(tmp_path):
