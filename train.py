@@ -49,7 +49,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "masa": {"gate": "off", "cutoff": 0.0, "experts": False},
     "masa-efficient": {},
     # Beyond the paper: pass rates are read instead of drawn, so predictions cost no tokens and can gate from early on.
-    "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "variant": "read,refill"}
+    "masa-read": {"predictions": 0, "experts": False, "cutoff": 0.0, "variant": "read"}
     | {"gate": "both", "gate_margin": 0.05, "efficient_from": 10, "explore": 0.05},
     "masa-paper": {"predictions": 8, "gate": "both", "gate_margin": 0.0, "gate_loss": 1.0, "explore": 0.0}
     | {"efficient_from": 60, "hints": "draws", "aggregation": "joint-mean", "meta_weight": 1.0}

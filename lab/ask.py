@@ -69,9 +69,9 @@ def believed(policy: Policy, attempt: Attempt, sampling: SamplingOptions) -> str
     if not policy.counts:
         return "read       nothing: this tokenizer begins several of the counts 0 to 8 with the same token"
     read(policy, [attempt], sampling)
-    right, wrong = masa.expected_pass_rate(attempt.belief), masa.probability_alike(attempt.belief, easy=False)
-    told = f"{right * masa.PASS_RATE_SCALE:.3g} of {masa.PASS_RATE_SCALE} right, all wrong with probability {wrong:.2f}"
-    return f"read       {told}: masa-read {'would skip it' if wrong >= READ_AT else 'would let it be solved'}"
+    right, alike = masa.expected_pass_rate(attempt.belief), masa.probability_alike(attempt.belief)
+    told = f"{right * masa.PASS_RATE_SCALE:.3g} of {masa.PASS_RATE_SCALE} right, all alike with probability {alike:.2f}"
+    return f"read       {told}: masa-read {'would skip it' if alike >= READ_AT else 'would let it be solved'}"
 
 
 def happened(attempt: Attempt) -> Iterator[str]:

@@ -40,7 +40,7 @@ def test_with_an_answer_it_is_told_what_came_true(lines):
         "said       0.5 of 8 right [0, 1], tokens [20, 30]",
         "           notions carry, ok",
         "unreadable odd",
-        "read       1.75 of 8 right, all wrong with probability 0.75: masa-read would let it be solved",
+        "read       1.75 of 8 right, all alike with probability 0.75: masa-read would let it be solved",
         "gate       would skip it",
         "happened   2 of 4 right; answers 13 (2x), 3 (1x), no answer (1x)",
         rf"right      {RESPONSES[0]} (20 tokens)",

@@ -5,7 +5,7 @@ that open a prediction, holds what the policy *knows*; one forward pass over the
 generated. So it can gate early. This goes beyond the paper; with --predictions, some are also drawn.
 
 1. Predict    read the belief about each problem, the probabilities of the counts 0..8   `Policy.beliefs`
-2. Gate       skip what is believed to be all wrong (--gate both: all alike)             `masa.probability_alike`
+2. Gate       skip what is believed to be all alike (--gate hopeless: all wrong)         `masa.probability_alike`
 8. Imitate    fit the probe to the counts that came true                                 `fit`
 
 At first a belief is what the policy would say: the nine rows of its output matrix that write the counts turn the hidden
