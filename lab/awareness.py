@@ -6,7 +6,7 @@
 
 The problems are held out. What is *said* of a problem is the mean pass rate and the median length of its predictions
 that parsed, as gate and cutoff use them; if fewer than half did, nothing is said, and the problem is neither skipped
-nor cut. What is *read* is the mean of its belief, and the gate by what is read is that of --algo masa-read.
+nor cut. What is *read* is the mean of its belief; the gate by what is read is that of masa-read with the same --gate.
 
 Both gates are compared with an oracle that knows each problem's true pass rate p, but not how the draws fall: G draws
 are all alike with probability z(p) = p^G + (1-p)^G, which is only 0.85 for p = 0.99 and G = 16. Its best rule skips
